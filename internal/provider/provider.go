@@ -1,0 +1,178 @@
+// Package provider declares what Holdfast needs of the adapters to what runs
+// machines at a site, as roles: Inventory, Source and Target. A nil role is
+// what a site cannot do. Each adapter lives in a folder of its own below this
+// one and is imported by main alone, which builds the Registry as a value.
+package provider
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+)
+
+var (
+	// ErrNotFound says that a machine does not exist at the site.
+	ErrNotFound = errors.New("machine not found")
+	// ErrNameTaken says that the site has another machine of that name.
+	ErrNameTaken = errors.New("machine name is taken")
+	// ErrNotRunning says that an operation needs the machine to run.
+	ErrNotRunning = errors.New("machine is not running")
+)
+
+// Site is a place with machines, as its provider presents it.
+type Site struct {
+	Inventory Inventory
+	Source    Source // nil: nothing can be protected here
+	Target    Target // nil: nothing can be recovered here
+	Close     func() error
+}
+
+// Registry maps the name of a provider to what opens a site from its settings,
+// which the provider decodes itself. Unknown settings are errors.
+type Registry map[string]func(ctx context.Context, settings json.RawMessage) (*Site, error)
+
+// PowerState is whether a machine runs.
+type PowerState string
+
+// The power states.
+const (
+	PowerRunning PowerState = "running"
+	PowerOff     PowerState = "off"
+	PowerPaused  PowerState = "paused"
+	PowerUnknown PowerState = "unknown"
+)
+
+// Machine is what a provider discovers and could be protected.
+type Machine struct {
+	ID       string     `json:"id"` // stable at the site, opaque to everyone else
+	Name     string     `json:"name"`
+	Power    PowerState `json:"power"`
+	CPUs     int        `json:"cpus"`
+	Memory   int64      `json:"memory"`   // bytes
+	Firmware string     `json:"firmware"` // "bios" or "uefi"
+	Disks    []Disk     `json:"disks"`
+	NICs     []NIC      `json:"nics"`
+	// Config is the provider's own description of the machine (domain XML, JSON),
+	// from which Target can define it again at another site of the same kind.
+	Config json.RawMessage `json:"config"`
+	// Obstacles are reasons why the machine cannot be protected as it is, each
+	// with what to do; empty if it can.
+	Obstacles []string `json:"obstacles"`
+}
+
+// Disk is a disk of a machine.
+type Disk struct {
+	ID     string `json:"id"`     // stable for the machine: target device or alias, [a-z0-9-]{1,32}
+	Size   int64  `json:"size"`   // bytes; 0 if unknown
+	Format string `json:"format"` // "raw", "qcow2", …
+	Path   string `json:"path"`
+	Boot   bool   `json:"boot"`
+}
+
+// NIC is a network interface of a machine.
+type NIC struct {
+	ID      string `json:"id"`
+	MAC     string `json:"mac"`
+	Network string `json:"network"`
+	Model   string `json:"model"`
+}
+
+// Network is a network that a site offers.
+type Network struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+// Inventory lists what a site has. Safe for concurrent use.
+type Inventory interface {
+	// Machines returns all machines, sorted by name.
+	Machines(ctx context.Context) ([]Machine, error)
+	// Machine returns one machine by id or name, or ErrNotFound.
+	Machine(ctx context.Context, idOrName string) (Machine, error)
+	// Networks returns all networks.
+	Networks(ctx context.Context) ([]Network, error)
+}
+
+// Source gives capture access to a running machine.
+type Source interface {
+	// Monitor opens the machine's monitor. It fails with ErrNotRunning if the
+	// machine is off. The caller closes it.
+	Monitor(ctx context.Context, machineID string) (Monitor, error)
+	// Shutdown asks the guest to shut down cleanly and waits until it is off.
+	Shutdown(ctx context.Context, machineID string) error
+	// Kill takes the power away.
+	Kill(ctx context.Context, machineID string) error
+}
+
+// Monitor speaks QEMU's machine protocol with one running machine, over its
+// own socket or through libvirt. Safe for concurrent use.
+type Monitor interface {
+	// Execute runs one command and decodes its return value into result, which
+	// may be nil. A refusal by QEMU is a *MonitorError.
+	Execute(ctx context.Context, command string, arguments, result any) error
+	Close() error
+}
+
+// MonitorError is QEMU's own answer that a command failed.
+type MonitorError struct {
+	Command string
+	Class   string
+	Desc    string
+}
+
+// Error says which command failed and QEMU's reason.
+func (e *MonitorError) Error() string { return e.Command + ": " + e.Desc }
+
+// DiskSource is where a recovered machine's disk comes from: an NBD export of a
+// view, over which the target lays a local overlay.
+type DiskSource struct {
+	DiskID string `json:"disk_id"`
+	Size   int64  `json:"size"`
+	Socket string `json:"socket"` // unix socket of the NBD server, or
+	Addr   string `json:"addr"`   // its TCP address
+	Export string `json:"export"`
+}
+
+// Recovered says what machine a target shall make.
+type Recovered struct {
+	// Handle names this recovery. Define and Start with the same handle are
+	// the same machine, however often they are called.
+	Handle  string       `json:"handle"`
+	Name    string       `json:"name"`
+	Machine Machine      `json:"machine"` // as it was at the source
+	Disks   []DiskSource `json:"disks"`
+	// Network replaces every network; "" keeps the names of the source.
+	Network string `json:"network"`
+	// Isolated machines have no way out.
+	Isolated bool `json:"isolated"`
+}
+
+// Status is how a recovered machine fares.
+type Status struct {
+	Power     PowerState `json:"power"`
+	MachineID string     `json:"machine_id"`
+	StartedAt time.Time  `json:"started_at"`
+	// Hydrated is how much of the disks is local, Total how much there is, in
+	// bytes; NeedsView is false once nothing is read from the view any more.
+	Hydrated  int64 `json:"hydrated"`
+	Total     int64 `json:"total"`
+	NeedsView bool  `json:"needs_view"`
+}
+
+// Target runs recovered machines. Every method is safe to repeat with the same
+// argument and takes up where an earlier, interrupted call stopped.
+type Target interface {
+	// Define prepares the machine: overlays, definition. It does not start it.
+	// ErrNameTaken if the site has another machine of that name.
+	Define(ctx context.Context, r Recovered) (machineID string, err error)
+	// Start powers the machine on; it is no error if it runs.
+	Start(ctx context.Context, handle string) error
+	// Status reports power and hydration; ErrNotFound if never defined.
+	Status(ctx context.Context, handle string) (Status, error)
+	// Hydrate copies, while the machine runs, all that it still reads from the
+	// view to local disks, and returns when nothing depends on the view.
+	Hydrate(ctx context.Context, handle string, progress func(done, total int64)) error
+	// Remove stops the machine and removes every trace of it.
+	Remove(ctx context.Context, handle string) error
+}

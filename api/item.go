@@ -1,0 +1,160 @@
+package api
+
+import "time"
+
+// Item is a replicated item: a machine under protection. Its state, its
+// direction and its health are three separate things.
+type Item struct {
+	ID           string             `json:"id" doc:"The item's id"`
+	Name         string             `json:"name" doc:"Its name, unique among items"`
+	Machine      MachineRef         `json:"machine" doc:"The protected machine"`
+	PrimarySite  string             `json:"primary_site" doc:"Where the machine was when it was protected"`
+	RecoverySite string             `json:"recovery_site" doc:"Where it is recovered"`
+	ActiveSite   string             `json:"active_site" doc:"Where it works now"`
+	State        string             `json:"state" doc:"Where the item is in its life, like protected or commit_pending"`
+	TestState    string             `json:"test_state,omitempty" doc:"The state of a test failover, if there is one"`
+	Direction    string             `json:"direction" enum:"forward,reverse" doc:"forward: from the primary to the recovery site"`
+	Health       Health             `json:"health" doc:"How it fares"`
+	Policy       Policy             `json:"policy" doc:"Its policy"`
+	Replication  *Replication       `json:"replication,omitempty" doc:"How replication fares; missing if the item does not replicate in its state"`
+	Allowed      []string           `json:"allowed_operations" nullable:"false" doc:"What may be done now"`
+	Blocked      []BlockedOperation `json:"blocked_operations" nullable:"false" doc:"What may not be done now, why, and what to do to get there"`
+	Stream       ItemStream         `json:"stream" doc:"Where its history is kept"`
+	Recovery     *Recovery          `json:"recovery,omitempty" doc:"The recovered machine; missing before a failover"`
+	CurrentJob   string             `json:"current_job,omitempty" doc:"The job that works on it now"`
+	Version      int64              `json:"version" doc:"Raised with each recorded change; the ETag"`
+	CreatedAt    time.Time          `json:"created_at" doc:"When it was protected"`
+}
+
+// MachineRef names the protected machine.
+type MachineRef struct {
+	ID    string        `json:"id" doc:"Its id at its site"`
+	Name  string        `json:"name" doc:"Its name at its site"`
+	Disks []MachineDisk `json:"disks" nullable:"false" doc:"Its protected disks"`
+}
+
+// ItemStream says where in the vault an item's history is, and which part of
+// it is the present one.
+type ItemStream struct {
+	ID         string `json:"id,omitempty" doc:"The stream, 32 hexadecimal digits"`
+	Timeline   uint32 `json:"timeline" doc:"The timeline that is written now"`
+	Generation uint32 `json:"generation" doc:"Raised by each failover; writers of older ones are fenced off"`
+}
+
+// Policy is how an item is replicated and when that counts as trouble.
+type Policy struct {
+	RPOThreshold  int64 `json:"rpo_threshold_seconds,omitempty" minimum:"0" maximum:"604800" doc:"An RPO above this is a warning; 0 for the server's default"`
+	PointInterval int64 `json:"point_interval_seconds,omitempty" minimum:"0" maximum:"604800" doc:"How often a named recovery point is marked; 0 for the server's default"`
+	HistoryWindow int64 `json:"history_window_seconds,omitempty" minimum:"0" maximum:"31536000" doc:"For how long any moment can be recovered; 0 for the server's default"`
+}
+
+// Health is a level and the findings that led to it.
+type Health struct {
+	Level    string    `json:"level" enum:"healthy,warning,critical,not_applicable" doc:"The worst of the findings"`
+	Findings []Finding `json:"findings" nullable:"false" doc:"What is not as it should be"`
+}
+
+// The levels of health.
+const (
+	HealthHealthy       = "healthy"
+	HealthWarning       = "warning"
+	HealthCritical      = "critical"
+	HealthNotApplicable = "not_applicable"
+)
+
+// Finding is one thing that is not as it should be, with its cause and what to
+// do about it.
+type Finding struct {
+	Code     string    `json:"code" doc:"HF1001 and so on; the meaning of a code never changes"`
+	Severity string    `json:"severity" enum:"info,warning,critical" doc:"How bad it is"`
+	Summary  string    `json:"summary" doc:"What"`
+	Cause    string    `json:"cause,omitempty" doc:"Why"`
+	Advice   string    `json:"advice,omitempty" doc:"What to do"`
+	Since    time.Time `json:"since,omitzero" doc:"Since when"`
+}
+
+// BlockedOperation is what may not be done with an item in its state.
+type BlockedOperation struct {
+	Operation string `json:"operation" doc:"The operation"`
+	Reason    string `json:"reason" doc:"Why it is not allowed"`
+	NextStep  string `json:"next_step,omitempty" doc:"What to do so that it becomes allowed"`
+}
+
+// Replication is how the copying of an item fares.
+type Replication struct {
+	Mode           string        `json:"mode" enum:"initial_sync,continuous,backlog,rescan,paused,stalled,disconnected" doc:"What it is doing"`
+	Disks          []DiskSync    `json:"disks" nullable:"false" doc:"For each disk, how far its copy is"`
+	Rate           float64       `json:"rate_bytes_per_second" doc:"What arrives now"`
+	ETASeconds     *float64      `json:"eta_seconds,omitempty" doc:"Until the copy or the backlog is done; missing if not known"`
+	BacklogBytes   int64         `json:"backlog_bytes" doc:"Written at the source, not yet safe in the vault"`
+	RPOSeconds     *float64      `json:"rpo_seconds,omitempty" doc:"How far the newest recoverable position in the vault is behind now; missing if nothing can be recovered yet"`
+	Newest         *StreamMoment `json:"newest,omitempty" doc:"The newest recoverable position in the vault"`
+	ReceivedBytes  int64         `json:"received_bytes" doc:"What the gateway took from the source since protection began"`
+	StoredBytes    int64         `json:"stored_bytes" doc:"What it takes in the vault"`
+	SentBytes      int64         `json:"sent_bytes" doc:"What went to the vault over the network"`
+	LastReceivedAt time.Time     `json:"last_received_at,omitzero" doc:"When the source was last heard of"`
+}
+
+// DiskSync is how far the copy of one disk is.
+type DiskSync struct {
+	ID    string `json:"id" doc:"The disk"`
+	Done  int64  `json:"done_bytes" doc:"Copied in this pass"`
+	Total int64  `json:"total_bytes" doc:"To be copied in this pass"`
+}
+
+// StreamMoment is a position in a stream and its time.
+type StreamMoment struct {
+	Timeline uint32    `json:"timeline" doc:"The timeline"`
+	Position string    `json:"position" doc:"The position, 16 hexadecimal digits"`
+	Time     time.Time `json:"time" doc:"The moment of the source's clock that it stands for"`
+}
+
+// Recovery is the recovered machine of an item.
+type Recovery struct {
+	Site          string    `json:"site" doc:"Where it runs"`
+	MachineID     string    `json:"machine_id,omitempty" doc:"Its id there"`
+	MachineName   string    `json:"machine_name" doc:"Its name there"`
+	Power         string    `json:"power" enum:"running,off,paused,unknown" doc:"Whether it runs"`
+	Point         Point     `json:"point" doc:"What it was recovered from"`
+	StartedAt     time.Time `json:"started_at,omitzero" doc:"When it was started"`
+	HydratedBytes int64     `json:"hydrated_bytes" doc:"How much of its disks is local"`
+	TotalBytes    int64     `json:"total_bytes" doc:"How much there is"`
+	NeedsView     bool      `json:"needs_view" doc:"Whether it still reads from the vault"`
+	RPOSeconds    *float64  `json:"rpo_seconds,omitempty" doc:"What was lost, as a time, when it was failed over"`
+	RTOSeconds    *float64  `json:"rto_seconds,omitempty" doc:"From the request until it ran"`
+}
+
+// Protect asks for a machine to be replicated.
+type Protect struct {
+	Machine      string `json:"machine" minLength:"1" maxLength:"256" doc:"The machine's id or name at the source site"`
+	Site         string `json:"site" minLength:"1" maxLength:"64" doc:"The source site's id or name"`
+	RecoverySite string `json:"recovery_site" minLength:"1" maxLength:"64" doc:"The recovery site's id or name"`
+	Name         string `json:"name,omitempty" maxLength:"64" pattern:"^([A-Za-z0-9][A-Za-z0-9._-]*)?$" doc:"The item's name; the machine's if empty"`
+	Policy       Policy `json:"policy,omitzero" doc:"The item's policy; defaults where it is silent"`
+}
+
+// Failover asks for an item to be brought up at the other site.
+type Failover struct {
+	Option         string    `json:"option" enum:"latest,latest_processed,latest_app,point,time" doc:"Which recovery point"`
+	Point          string    `json:"point,omitempty" maxLength:"128" doc:"With option point: its id or name, or a position of 16 hexadecimal digits"`
+	Timeline       uint32    `json:"timeline,omitempty" doc:"With a position: its timeline; 0 for the present one"`
+	Time           time.Time `json:"time,omitzero" doc:"With option time: the newest consistent position at or before this"`
+	ShutdownSource bool      `json:"shutdown_source" doc:"Ask the source machine to shut down first, so that nothing is lost; it is no error if it does not answer"`
+	TargetName     string    `json:"target_name,omitempty" maxLength:"64" pattern:"^([A-Za-z0-9][A-Za-z0-9._-]*)?$" doc:"The recovered machine's name; the source machine's if empty"`
+	IfVersion      int64     `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
+}
+
+// The options of a failover.
+const (
+	OptionLatest          = "latest"
+	OptionLatestProcessed = "latest_processed"
+	OptionLatestApp       = "latest_app"
+	OptionPoint           = "point"
+	OptionTime            = "time"
+)
+
+// Disable asks for the protection of an item to end.
+type Disable struct {
+	DeleteHistory bool  `json:"delete_history,omitempty" doc:"Also delete what the vault keeps of it"`
+	IfVersion     int64 `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
+}

@@ -1,0 +1,107 @@
+// Package httpd serves the REST interface that package api describes: routes
+// with their permissions in one table, tokens, problems, server-sent events,
+// and the OpenAPI document generated from the code. What the routes do is the
+// Service behind it.
+package httpd
+
+import (
+	"context"
+
+	"github.com/holdfast-dr/holdfast/api"
+)
+
+// Service is what the interface is an interface to, in roles. Every method
+// is safe for concurrent use, takes and returns the api's own types, accepts a
+// thing's id or its name where it is named by one string, and fails with a
+// *holdfast.Error or an *api.Problem; any other error is a fault of the server
+// (500), whose text is logged and not shown.
+type Service struct {
+	Sites    Sites
+	Machines Machines
+	Items    Items
+	Points   Points
+	Jobs     Jobs
+	Vault    Vault
+	Events   Events
+	Health   Health
+}
+
+// Sites are the places with machines.
+type Sites interface {
+	// ListSites returns all sites, sorted by name.
+	ListSites(ctx context.Context) ([]api.Site, error)
+	// GetSite returns one site.
+	GetSite(ctx context.Context, site string) (api.Site, error)
+	// AddSite adds a site after it was opened and answered.
+	AddSite(ctx context.Context, add api.AddSite) (api.Site, error)
+	// RemoveSite removes a site that no item needs.
+	RemoveSite(ctx context.Context, site string) error
+}
+
+// Machines are what providers discover.
+type Machines interface {
+	// ListMachines returns the machines of a site, or of all if site is empty,
+	// sorted by name.
+	ListMachines(ctx context.Context, site string) ([]api.Machine, error)
+}
+
+// Items are machines under protection.
+type Items interface {
+	// ListItems returns all items, sorted by name.
+	ListItems(ctx context.Context) ([]api.Item, error)
+	// GetItem returns one item.
+	GetItem(ctx context.Context, item string) (api.Item, error)
+	// ProtectMachine starts the job that makes a replicated item of a machine.
+	ProtectMachine(ctx context.Context, protect api.Protect) (api.Job, error)
+	// FailoverItem starts the job that brings the item up at the other site. It
+	// fails with kind conflict if failover.IfVersion is neither 0 nor the item's.
+	FailoverItem(ctx context.Context, item string, failover api.Failover) (api.Job, error)
+	// DisableItem starts the job that ends protection. IfVersion as above.
+	DisableItem(ctx context.Context, item string, disable api.Disable) (api.Job, error)
+}
+
+// Points are what items can be recovered to.
+type Points interface {
+	// ListPoints returns the recovery points of an item, newest first.
+	ListPoints(ctx context.Context, item string) (api.Points, error)
+}
+
+// Jobs are the durable work.
+type Jobs interface {
+	// ListJobs returns jobs, newest first.
+	ListJobs(ctx context.Context, query api.JobQuery) ([]api.Job, error)
+	// GetJob returns one job by id.
+	GetJob(ctx context.Context, id string) (api.Job, error)
+	// CancelJob asks a job to stop and returns it as it then stands. It is no
+	// error if it is being cancelled already; kind not_allowed if it has ended.
+	CancelJob(ctx context.Context, id string) (api.Job, error)
+	// WatchJob calls each with the job as it stands and then after changes,
+	// several of which may come as one, and returns nil once each was called
+	// with the job ended, each's error if it returns one, and the context's
+	// error if that ends. each is called by one goroutine at a time.
+	WatchJob(ctx context.Context, id string, each func(api.Job) error) error
+}
+
+// Vault is where history is kept.
+type Vault interface {
+	// GetVault returns the vault's state.
+	GetVault(ctx context.Context) (api.Vault, error)
+	// VerifyVault starts the job that reads the vault as a whole.
+	VerifyVault(ctx context.Context, verify api.VerifyVault) (api.Job, error)
+}
+
+// Events are what happens. *EventLog is one.
+type Events interface {
+	// FollowEvents calls each with the events after the one whose id is given,
+	// or from now on if that is 0, until the context ends, whose error it then
+	// returns, or each returns an error, which it then returns. If some after
+	// the given one are no longer kept, the first is of type reset.
+	FollowEvents(ctx context.Context, after uint64, each func(api.Event) error) error
+}
+
+// Health is how the server fares.
+type Health interface {
+	// CheckHealth returns how the server and its parts fare. It is quick: it
+	// reports what is known and waits for nothing.
+	CheckHealth(ctx context.Context) api.ServerHealth
+}

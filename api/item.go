@@ -158,3 +158,8 @@ type Disable struct {
 	DeleteHistory bool  `json:"delete_history,omitempty" doc:"Also delete what the vault keeps of it"`
 	IfVersion     int64 `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
 }
+
+// ItemList is all replicated items.
+type ItemList struct {
+	Items []Item `json:"items" nullable:"false" doc:"Sorted by name"`
+}

@@ -89,3 +89,8 @@ type JobQuery struct {
 	State string `json:"state,omitempty"` // a state, or "active" for all that have not ended
 	Limit int    `json:"limit,omitempty"` // at most this many, newest first; 0 for the server's default
 }
+
+// JobList is jobs, newest first.
+type JobList struct {
+	Jobs []Job `json:"jobs" nullable:"false" doc:"Newest first"`
+}

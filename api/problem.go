@@ -4,15 +4,16 @@ import "net/http"
 
 // The codes of a Problem. A program decides on these, never on texts.
 const (
-	CodeNotFound     = "not_found"         // the thing does not exist: 404
-	CodeNotAllowed   = "not_allowed"       // not in this state: 409
-	CodeConflict     = "conflict"          // changed, taken or busy meanwhile: 409, or 412 with If-Match
-	CodeInvalid      = "invalid"           // the request is wrong: 400, 413, 415 or 422
-	CodeUnauthorized = "not_authenticated" // no token, or one that is not valid: 401
-	CodeForbidden    = "not_authorised"    // the token's role may not do this: 403
-	CodeUnavailable  = "unavailable"       // something needed does not answer now: 503
-	CodeCorrupt      = "corrupt"           // stored data is damaged: 500
-	CodeInternal     = "internal"          // a fault of the server itself: 500
+	CodeNotFound     = "not_found"    // the thing does not exist: 404
+	CodeNotAllowed   = "not_allowed"  // not in this state: 409
+	CodeConflict     = "conflict"     // changed, taken or busy meanwhile: 409, or 412 with If-Match
+	CodeInvalid      = "invalid"      // the request is wrong: 400, 413, 415 or 422
+	CodeUnauthorized = "unauthorized" // no token, or one that is not valid: 401
+	CodeForbidden    = "forbidden"    // the token's role may not do this: 403
+	CodeUnavailable  = "unavailable"  // something needed does not answer now: 503
+	CodeCorrupt      = "corrupt"      // stored data is damaged: 500
+	CodeCancelled    = "cancelled"    // somebody asked for it to stop: 409
+	CodeInternal     = "internal"     // a fault of the server itself: 500
 )
 
 // Problem is the body of every answer that is an error, as in RFC 9457, with
@@ -23,7 +24,7 @@ type Problem struct {
 	Title    string       `json:"title" doc:"The HTTP status in words"`
 	Status   int          `json:"status" doc:"The HTTP status"`
 	Detail   string       `json:"detail" doc:"What went wrong, with what"`
-	Code     string       `json:"code" doc:"The kind of problem, for programs" enum:"not_found,not_allowed,conflict,invalid,not_authenticated,not_authorised,unavailable,corrupt,internal"`
+	Code     string       `json:"code" doc:"The kind of problem, for programs" enum:"not_found,not_allowed,conflict,invalid,unauthorized,forbidden,unavailable,corrupt,cancelled,internal"`
 	Cause    string       `json:"cause,omitempty" doc:"Why"`
 	Hint     string       `json:"hint,omitempty" doc:"What to do about it"`
 	Instance string       `json:"instance,omitempty" doc:"The number of the request, as in the server's log"`

@@ -81,3 +81,8 @@ type CreatedToken struct {
 	Token  Token  `json:"token" doc:"What the server remembers"`
 	Secret string `json:"secret" doc:"The token; it cannot be shown again"`
 }
+
+// TokenList is all tokens.
+type TokenList struct {
+	Tokens []Token `json:"tokens" nullable:"false" doc:"Sorted by name"`
+}

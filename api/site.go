@@ -52,3 +52,21 @@ type MachineDisk struct {
 	Format string `json:"format,omitempty" doc:"raw, qcow2, …"`
 	Boot   bool   `json:"boot" doc:"Whether the machine boots from it"`
 }
+
+// SiteList is all sites.
+type SiteList struct {
+	Sites []Site `json:"sites" nullable:"false" doc:"Sorted by name"`
+}
+
+// MachineList is the machines of one site or of all.
+type MachineList struct {
+	Machines    []Machine     `json:"machines" nullable:"false" doc:"Sorted by site and name"`
+	Unreachable []SiteProblem `json:"unreachable" nullable:"false" doc:"Sites that did not answer, whose machines are therefore missing"`
+}
+
+// SiteProblem is why a site did not answer.
+type SiteProblem struct {
+	Site  string `json:"site" doc:"The site's name"`
+	Cause string `json:"cause" doc:"Why"`
+	Hint  string `json:"hint,omitempty" doc:"What to do about it"`
+}

@@ -41,8 +41,9 @@ type Sites interface {
 // Machines are what providers discover.
 type Machines interface {
 	// ListMachines returns the machines of a site, or of all if site is empty,
-	// sorted by name.
-	ListMachines(ctx context.Context, site string) ([]api.Machine, error)
+	// sorted by site and name. Of all, a site that does not answer is named in
+	// Unreachable; if it was asked for by name, that is an error.
+	ListMachines(ctx context.Context, site string) (api.MachineList, error)
 }
 
 // Items are machines under protection.

@@ -1,0 +1,173 @@
+package holdfast
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Record is what every stored thing carries. The store raises Version with
+// each change and refuses a change that was made from an older one.
+type Record struct {
+	Version   int64     `json:"version"`
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
+}
+
+// Site is a place with machines, seen through a provider. Whether it is the
+// primary or the recovery site is a role that it has for one item.
+type Site struct {
+	ID       string          `json:"id"`
+	Name     string          `json:"name"`
+	Provider string          `json:"provider"`           // the adapter: "libvirt", "qemu", …
+	Settings json.RawMessage `json:"settings,omitempty"` // the provider's own
+	Gateway  string          `json:"gateway,omitempty"`  // address; empty for the server's own
+	Record
+}
+
+// Disk is a protected disk of an item.
+type Disk struct {
+	ID   string `json:"id"`   // stable for the machine, [a-z0-9-]{1,32}
+	Size int64  `json:"size"` // bytes
+	Boot bool   `json:"boot,omitempty"`
+}
+
+// Direction is which way an item replicates. It is an attribute of the item,
+// not part of its state.
+type Direction string
+
+// The directions.
+const (
+	// Forward is from the primary to the recovery site.
+	Forward Direction = "forward"
+	// Reverse is from the recovery site back to the primary.
+	Reverse Direction = "reverse"
+)
+
+// Opposite returns the other direction.
+func (d Direction) Opposite() Direction {
+	if d == Reverse {
+		return Forward
+	}
+	return Reverse
+}
+
+// Mode is what the copying of an item is doing.
+type Mode string
+
+// The modes of replication, in the vocabulary that users of such systems know.
+const (
+	// ModeInitialSync copies the disks for the first time.
+	ModeInitialSync Mode = "initial_sync"
+	// ModeContinuous sends every write as it is made.
+	ModeContinuous Mode = "continuous"
+	// ModeBacklog sends writes later than they are made, because the way to the
+	// vault is slower than the machine writes.
+	ModeBacklog Mode = "backlog"
+	// ModeRescan sends the blocks that changed while it could not send writes.
+	ModeRescan Mode = "rescan"
+	// ModePaused sends nothing because somebody asked for that or the machine is off.
+	ModePaused Mode = "paused"
+	// ModeStalled is connected, and nothing moves although there is something to send.
+	ModeStalled Mode = "stalled"
+	// ModeDisconnected has no connection between source and gateway.
+	ModeDisconnected Mode = "disconnected"
+)
+
+// TestState is how a test failover of an item stands. It is orthogonal to the
+// item's state: the item goes on being protected while it is tested.
+type TestState string
+
+// The states of a test failover.
+const (
+	// TestNone says that there is no test failover.
+	TestNone TestState = ""
+	// TestStarting says that a test machine is being made.
+	TestStarting TestState = "starting"
+	// TestRunning says that the test machine waits for somebody to look at it and clean up.
+	TestRunning TestState = "running"
+	// TestFailed says that making the test machine failed; what is there of it waits for clean-up.
+	TestFailed TestState = "failed"
+	// TestCleaningUp says that the test machine is being removed.
+	TestCleaningUp TestState = "cleaning_up"
+)
+
+// TestRun is the test failover of an item, and when one last succeeded.
+type TestRun struct {
+	State       TestState      `json:"state,omitempty"`
+	Handle      string         `json:"handle,omitempty"` // of the test machine
+	Point       *RecoveryPoint `json:"point,omitempty"`
+	LastSuccess time.Time      `json:"last_success,omitzero"` // test and clean-up both succeeded
+}
+
+// Status is what is known of an item's replication just now. It is observed,
+// not recorded: whoever hands out an Item fills it in, and the store leaves it
+// out.
+type Status struct {
+	Mode     Mode           // empty: does not replicate in this state
+	Newest   *RecoveryPoint // the newest position that one can recover to; nil: none
+	RPO      time.Duration  // how far Newest is behind now
+	Backlog  int64          // bytes written at the source and not yet in the vault
+	Findings []Finding
+}
+
+// Item is a machine under protection. State, Direction and health are three
+// separate things; health is derived from Status.Findings and never changes
+// the state. An Item is a value: its methods return a changed copy.
+type Item struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+
+	MachineID    string          `json:"machine_id"`   // at the primary site
+	MachineName  string          `json:"machine_name"` // at the primary site
+	Machine      json.RawMessage `json:"machine,omitempty"`
+	PrimarySite  string          `json:"primary_site"`  // site id
+	RecoverySite string          `json:"recovery_site"` // site id
+	Disks        []Disk          `json:"disks"`
+	Policy       Policy          `json:"policy"`
+
+	State      State     `json:"state"`
+	Direction  Direction `json:"direction"`
+	Test       TestRun   `json:"test"`
+	CurrentJob string    `json:"current_job,omitempty"` // id of the job that works on it
+
+	Stream     StreamID   `json:"stream"`
+	Timeline   TimelineID `json:"timeline"`
+	Generation Generation `json:"generation"`
+
+	RecoveryPoint *RecoveryPoint `json:"recovery_point,omitempty"` // what it was failed over to
+	Handle        string         `json:"handle,omitempty"`         // of the recovered machine
+
+	Status Status `json:"-"`
+	Record
+}
+
+// ActiveSite returns the id of the site where the machine works in the item's
+// state and direction. While a failover is on its way that is the site which
+// it leaves.
+func (it Item) ActiveSite() string {
+	if it.activeIsSource() == (it.Direction == Reverse) {
+		return it.RecoverySite
+	}
+	return it.PrimarySite
+}
+
+// TargetSite returns the id of the other site.
+func (it Item) TargetSite() string {
+	if it.ActiveSite() == it.PrimarySite {
+		return it.RecoverySite
+	}
+	return it.PrimarySite
+}
+
+// activeIsSource says whether the side that the direction leads away from is
+// the one that works.
+func (it Item) activeIsSource() bool {
+	switch it.State {
+	case StateDisabling, StateDisablingFailed, StateUnprotected:
+		// Protection may end before and after a failover, and the recovered
+		// machine stays.
+		return it.RecoveryPoint == nil
+	default:
+		return !failedOver(it.State)
+	}
+}

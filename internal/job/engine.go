@@ -1,24 +1,18 @@
 package job
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"sync"
 	"time"
 )
 
-// Options are what an engine works with. Store and Kinds are mandatory.
+// Options are the choices of an engine. The zero value is usable.
 type Options struct {
-	Store Store
-	// Kinds are all kinds of jobs that there can be, those of unfinished jobs
-	// from an earlier time included.
-	Kinds  []Kind
 	Logger *slog.Logger
 	// Now is the clock for what is recorded; nil means time.Now.
 	Now func() time.Time
@@ -64,11 +58,11 @@ type Engine struct {
 	store  Store
 	opts   Options
 	events *Broadcaster[Event]
-	kinds  map[string]Kind
 	wake   chan struct{} // has room for one: something may be to be started
 
 	// mu guards what is below. It is taken before a job's own.
 	mu      sync.Mutex
+	kinds   map[string]Kind
 	jobs    map[string]*live // the unfinished jobs that it has seen
 	running bool
 
@@ -104,61 +98,56 @@ func (l *live) change(f func(*Job)) {
 	l.job = next
 }
 
-// NewEngine returns an engine, and starts nothing. It fails if a kind is not
-// complete or two have the same name.
-func NewEngine(opts Options) (*Engine, error) {
-	e := &Engine{
-		store: opts.Store, opts: opts.withDefaults(), wake: make(chan struct{}, 1),
+// New returns an engine on a store. It starts nothing.
+func New(store Store, opts Options) *Engine {
+	return &Engine{
+		store: store, opts: opts.withDefaults(), wake: make(chan struct{}, 1),
 		events: NewBroadcaster(func(e *Event) *int { return &e.Lost }),
 		kinds:  map[string]Kind{}, jobs: map[string]*live{},
 	}
-	if opts.Store == nil {
-		return nil, errors.New("new job engine: no store")
-	}
-	for _, k := range opts.Kinds {
-		if err := k.check(); err != nil {
-			return nil, fmt.Errorf("new job engine: kind %q: %w", k.Name, err)
-		}
-		if _, taken := e.kinds[k.Name]; taken {
-			return nil, fmt.Errorf("new job engine: kind %q is there twice", k.Name)
-		}
-		e.kinds[k.Name] = k
-	}
-	return e, nil
 }
 
-// check reports what is missing from a kind.
-func (k Kind) check() error {
-	if k.Name == "" || len(k.Tasks) == 0 {
-		return errors.New("needs a name and tasks")
-	}
-	seen := map[string]bool{}
-	for _, t := range k.Tasks {
-		if t.Name == "" || seen[t.Name] || t.Run == nil {
-			return fmt.Errorf("task %q needs a name of its own and a Run", t.Name)
+// Register makes kinds of jobs known. All kinds of which there may be
+// unfinished jobs must be registered before Run.
+func (e *Engine) Register(kinds ...Kind) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, k := range kinds {
+		if _, taken := e.kinds[k.Name]; taken || k.Name == "" || len(k.Tasks) == 0 {
+			return fmt.Errorf("register kind of job %q: needs a name of its own and tasks", k.Name)
 		}
-		seen[t.Name] = true
-	}
-	if k.Finish != nil && k.Finish.Run == nil {
-		return errors.New("Finish needs a Run")
+		seen := map[string]bool{}
+		for _, t := range k.Tasks {
+			if t.Name == "" || seen[t.Name] || t.Run == nil {
+				return fmt.Errorf("register kind of job %s: task %q needs a name of its own and a Run", k.Name, t.Name)
+			}
+			seen[t.Name] = true
+		}
+		if k.Finish != nil && k.Finish.Run == nil {
+			return fmt.Errorf("register kind of job %s: Finish needs a Run", k.Name)
+		}
+		e.kinds[k.Name] = k
 	}
 	return nil
 }
 
 // Submit records a new job; it is durable when Submit returns, and begins as
-// soon as the engine runs. If the subject is busy it fails with a *BusyError,
-// which is ErrBusy; if the store did not take the job, with ErrNotRecorded.
-func (e *Engine) Submit(ctx context.Context, r Request) (Job, error) {
-	raw, err := json.Marshal(r.Input)
+// soon as the engine runs. Subject is what it works on: while it has not
+// ended, another job for the same subject is refused with a *BusyError, which
+// is ErrBusy. Empty subjects are never busy. Input is kept as JSON.
+func (e *Engine) Submit(ctx context.Context, kind, subject string, input any) (Job, error) {
+	raw, err := json.Marshal(input)
 	if err != nil {
-		return Job{}, fmt.Errorf("submit job %s: encode input: %w", r.Kind, err)
+		return Job{}, fmt.Errorf("submit job %s: encode input: %w", kind, err)
 	}
-	k, known := e.kinds[r.Kind]
+	e.mu.Lock()
+	k, known := e.kinds[kind]
+	e.mu.Unlock()
 	if !known {
-		return Job{}, fmt.Errorf("submit job %s: %w", r.Kind, ErrUnknownKind)
+		return Job{}, fmt.Errorf("submit job %s: %w", kind, ErrUnknownKind)
 	}
-	j := Job{ID: e.opts.NewID(), Kind: r.Kind, Title: cmp.Or(r.Title, k.Title), Subject: r.Subject, State: NotStarted, Input: raw,
-		Labels: maps.Clone(r.Labels), CreatedAt: e.opts.Now(), Version: 1}
+	j := Job{ID: e.opts.NewID(), Kind: kind, Title: k.Title, Subject: subject, State: NotStarted, Input: raw,
+		CreatedAt: e.opts.Now(), Version: 1}
 	for _, t := range k.Tasks {
 		j.Tasks = append(j.Tasks, TaskRecord{Name: t.Name, Title: t.Title, State: NotStarted, NoReturn: t.NoReturn})
 	}
@@ -170,7 +159,7 @@ func (e *Engine) Submit(ctx context.Context, r Request) (Job, error) {
 	e.mu.Unlock()
 	if err := e.create(ctx, j); err != nil {
 		l.job.State = Failed // nobody starts it, and whoever comes next removes it
-		return Job{}, fmt.Errorf("submit job %s: %w", r.Kind, err)
+		return Job{}, fmt.Errorf("submit job %s: %w", kind, err)
 	}
 	e.events.Publish(Event{Type: EventJob, Time: j.CreatedAt, Job: j.clone()})
 	e.poke()

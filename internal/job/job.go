@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"maps"
 	"slices"
 	"time"
 )
@@ -116,23 +115,11 @@ type Job struct {
 	Cancel   *CancelRequest    `json:"cancel,omitempty"`
 	Waiting  string            `json:"waiting,omitempty"` // suspended: for what
 	Ending   *Ending           `json:"ending,omitempty"`  // the outcome, from when it is known
-	Labels   map[string]string `json:"labels,omitempty"`  // the submitter's own, not interpreted
 
 	CreatedAt time.Time `json:"created_at"`
 	StartedAt time.Time `json:"started_at,omitzero"`
 	EndedAt   time.Time `json:"ended_at,omitzero"`
 	Version   int64     `json:"version"` // 1 when created, one more with each record
-}
-
-// Request asks for a job.
-type Request struct {
-	Kind string
-	// Subject is what it works on: while the job has not ended, another for the
-	// same subject is refused. Empty subjects are never busy.
-	Subject string
-	Title   string            // in words; the kind's if empty
-	Input   any               // kept as JSON
-	Labels  map[string]string // the submitter's own, not interpreted
 }
 
 // TaskRecord is how a task of a job stands.
@@ -223,7 +210,6 @@ func (j Job) CurrentTask() *TaskRecord {
 func (j Job) clone() Job {
 	j.Tasks = slices.Clone(j.Tasks)
 	j.Warnings = slices.Clone(j.Warnings)
-	j.Labels = maps.Clone(j.Labels)
 	if j.Ending != nil {
 		e := *j.Ending
 		j.Ending = &e

@@ -165,7 +165,9 @@ func (e *Engine) advance(ctx context.Context, l *live, j Job) error {
 	if stopping(ctx) {
 		return ErrStopped
 	}
+	e.mu.Lock()
 	kind, known := e.kinds[j.Kind]
+	e.mu.Unlock()
 	switch {
 	case j.Ending != nil:
 		return e.finish(ctx, l, kind, *j.Ending)
@@ -193,7 +195,7 @@ func (e *Engine) advance(ctx context.Context, l *live, j Job) error {
 func (e *Engine) runTask(ctx context.Context, l *live, t Task) error {
 	taskCtx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	step := e.step(ctx, l, t.Name, func(j *Job) *TaskRecord { return taskOf(j, t.Name) })
+	step := &Step{engine: e, live: l, task: t.Name, record: func(j *Job) *TaskRecord { return taskOf(j, t.Name) }}
 	l.mu.Lock()
 	l.cancel, l.meter = cancel, meter{}
 	l.mu.Unlock()
@@ -212,7 +214,7 @@ func (e *Engine) runTask(ctx context.Context, l *live, t Task) error {
 			if j.StartedAt.IsZero() {
 				j.StartedAt = now
 			}
-			begin(step.own(j), now)
+			begin(step.record(j), now)
 			return nil
 		})
 		if errors.Is(err, errUnchanged) {
@@ -230,12 +232,6 @@ func (e *Engine) runTask(ctx context.Context, l *live, t Task) error {
 		}
 		return e.taskEnded(ctx, l, t, err)
 	}
-}
-
-// step is what a task has of its job while it runs under ctx.
-func (e *Engine) step(ctx context.Context, l *live, task string, own func(*Job) *TaskRecord) *Step {
-	return &Step{engine: e, live: l, task: task, own: own,
-		store: func(f func(*Job) error) error { return e.record(ctx, l, f) }}
 }
 
 // worthAnother reports whether a failed attempt is a failure of the task, and
@@ -301,7 +297,7 @@ func (e *Engine) finish(ctx context.Context, l *live, kind Kind, ending Ending) 
 	if kind.Finish != nil {
 		t := *kind.Finish
 		t.Name = "finish"
-		step := e.step(ctx, l, t.Name, func(j *Job) *TaskRecord { return &j.Ending.Finish })
+		step := &Step{engine: e, live: l, task: t.Name, record: func(j *Job) *TaskRecord { return &j.Ending.Finish }}
 		l.mu.Lock()
 		l.meter = meter{}
 		l.mu.Unlock()

@@ -22,10 +22,8 @@ type Step struct {
 	engine *Engine
 	live   *live
 	task   string
-	// own finds the task's own record in its job.
-	own func(*Job) *TaskRecord
-	// store records a change of the job.
-	store func(func(*Job) error) error
+	// record finds the task's own record in its job.
+	record func(*Job) *TaskRecord
 }
 
 // JobID returns the id of the job: the same at each attempt, so that names can
@@ -42,17 +40,11 @@ func (s *Step) Job() Job { return s.live.snapshot() }
 // it may find traces of itself.
 func (s *Step) Attempt() int {
 	j := s.live.snapshot()
-	return s.own(&j).Attempts
+	return s.record(&j).Attempts
 }
 
-// Ending returns the outcome of the job, with the failure if it failed; empty
-// but in the kind's Finish.
-func (s *Step) Ending() (State, *Failure) {
-	if e := s.live.snapshot().Ending; e != nil {
-		return e.State, e.Failure
-	}
-	return "", nil
-}
+// Ending returns the outcome of the job; nil but in the kind's Finish.
+func (s *Step) Ending() *Ending { return s.live.snapshot().Ending }
 
 // Input decodes what the job was submitted with.
 func (s *Step) Input(v any) error {
@@ -63,39 +55,39 @@ func (s *Step) Input(v any) error {
 // v as it is if nothing was saved.
 func (s *Step) State(v any) error {
 	j := s.live.snapshot()
-	return decode("state of task "+s.task, s.own(&j).Saved, v)
+	return decode("state of task "+s.task, s.record(&j).Saved, v)
 }
 
 // SaveState records v as this task's state. It is durable when it returns nil:
 // save what is about to be done before doing it. A task whose SaveState failed
 // returns that error and is run again once the store works.
-func (s *Step) SaveState(v any) error {
-	return s.save("state of task "+s.task, v, func(j *Job, data json.RawMessage) { s.own(j).Saved = data })
+func (s *Step) SaveState(ctx context.Context, v any) error {
+	return s.save(ctx, "state of task "+s.task, v, func(j *Job, data json.RawMessage) { s.record(j).Saved = data })
 }
 
-// Shared decodes what any task of the job has saved with SaveShared. It
+// JobState decodes what any task of the job has saved with SaveJobState. It
 // leaves v as it is if nothing was saved.
-func (s *Step) Shared(v any) error {
+func (s *Step) JobState(v any) error {
 	return decode("state of job", s.live.snapshot().Shared, v)
 }
 
-// SaveShared records v as the state that all tasks of the job share, in
+// SaveJobState records v as the state that all tasks of the job share, in
 // place of what was there, like SaveState.
-func (s *Step) SaveShared(v any) error {
-	return s.save("state of job", v, func(j *Job, data json.RawMessage) { j.Shared = data })
+func (s *Step) SaveJobState(ctx context.Context, v any) error {
+	return s.save(ctx, "state of job", v, func(j *Job, data json.RawMessage) { j.Shared = data })
 }
 
 // SetResult records v as what came of the job, like SaveState. It may be called
 // again with more.
-func (s *Step) SetResult(v any) error {
-	return s.save("result of job", v, func(j *Job, data json.RawMessage) { j.Result = data })
+func (s *Step) SetResult(ctx context.Context, v any) error {
+	return s.save(ctx, "result of job", v, func(j *Job, data json.RawMessage) { j.Result = data })
 }
 
 // Answer decodes what Resume gave to this task after it had suspended the job,
 // and reports whether there is an answer.
 func (s *Step) Answer(v any) (bool, error) {
 	j := s.live.snapshot()
-	raw := s.own(&j).Answer
+	raw := s.record(&j).Answer
 	if raw == nil {
 		return false, nil
 	}
@@ -120,7 +112,7 @@ func (s *Step) Progress(done, total int64, unit string) {
 	now := s.engine.opts.Now()
 	s.live.mu.Lock()
 	defer s.live.mu.Unlock()
-	t := s.own(&s.live.job)
+	t := s.record(&s.live.job)
 	t.Progress = s.live.meter.progress(now, done, total, unit)
 	if since := now.Sub(s.live.told); since >= 0 && since < eventInterval && !(total > 0 && done >= total) {
 		return
@@ -138,7 +130,7 @@ func (s *Step) Log(text string) {
 	now := s.engine.opts.Now()
 	s.live.mu.Lock()
 	defer s.live.mu.Unlock()
-	t := s.own(&s.live.job)
+	t := s.record(&s.live.job)
 	if len(t.Log) >= maxLogLines {
 		t.Log = slices.Clone(t.Log[len(t.Log)-maxLogLines+1:])
 	}
@@ -146,12 +138,12 @@ func (s *Step) Log(text string) {
 	s.engine.events.Publish(Event{Type: EventLog, Time: now, Job: s.live.job.clone(), Task: s.task, Text: text})
 }
 
-func (s *Step) save(what string, v any, set func(*Job, json.RawMessage)) error {
+func (s *Step) save(ctx context.Context, what string, v any, set func(*Job, json.RawMessage)) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", what, err)
 	}
-	err = s.store(func(j *Job) error {
+	err = s.engine.record(ctx, s.live, func(j *Job) error {
 		set(j, data)
 		return nil
 	})

@@ -48,7 +48,7 @@ type Task struct {
 	Attempt    int       `json:"attempt,omitempty" doc:"How often it was begun"`
 	Progress   *Progress `json:"progress,omitempty" doc:"How far it is, if it can tell"`
 	Error      *JobError `json:"error,omitempty" doc:"Why it failed"`
-	Log        []string  `json:"log,omitempty" doc:"What it had to say"`
+	Log        []string  `json:"log,omitempty" nullable:"false" doc:"What it had to say"`
 	StartedAt  time.Time `json:"started_at,omitzero" doc:"When it began"`
 	FinishedAt time.Time `json:"finished_at,omitzero" doc:"When it ended"`
 }

@@ -28,7 +28,7 @@ type Problem struct {
 	Cause    string       `json:"cause,omitempty" doc:"Why"`
 	Hint     string       `json:"hint,omitempty" doc:"What to do about it"`
 	Instance string       `json:"instance,omitempty" doc:"The number of the request, as in the server's log"`
-	Fields   []FieldError `json:"fields,omitempty" doc:"What is wrong with which field of the request"`
+	Fields   []FieldError `json:"fields,omitempty" nullable:"false" doc:"What is wrong with which field of the request"`
 }
 
 // FieldError says what is wrong with one field of a request.

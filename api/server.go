@@ -6,7 +6,7 @@ import "time"
 // told.
 type ServerHealth struct {
 	Status     string            `json:"status" enum:"ok,degraded,starting" doc:"ok if it can do its work"`
-	Components []ComponentHealth `json:"components,omitempty" doc:"Its parts"`
+	Components []ComponentHealth `json:"components,omitempty" nullable:"false" doc:"Its parts"`
 }
 
 // ComponentHealth is how a part of the server fares.

@@ -47,5 +47,5 @@ type DamagedObject struct {
 	Timeline uint32   `json:"timeline,omitempty" doc:"The timeline that it is of"`
 	First    string   `json:"first,omitempty" doc:"The first position that is touched"`
 	Last     string   `json:"last,omitempty" doc:"The last position that is touched"`
-	Points   []string `json:"points,omitempty" doc:"Recovery points that are touched"`
+	Points   []string `json:"points,omitempty" nullable:"false" doc:"Recovery points that are touched"`
 }

@@ -1,0 +1,62 @@
+package httpd
+
+import (
+	"net/http"
+
+	"github.com/holdfast-dr/holdfast/internal/auth"
+)
+
+// anyone is the permission of a route that needs no token.
+const anyone auth.Role = ""
+
+// route is one line of the table of routes: where it is, and who may use it.
+type route struct {
+	id      string // of the operation in the OpenAPI document
+	method  string
+	path    string
+	role    auth.Role // the least that is needed, or anyone
+	status  int       // of success
+	summary string
+}
+
+// routes is the whole interface with the permission of each route. What is not
+// here is not served: New refuses a handler without a line and a line without a
+// handler.
+func routes() []route {
+	const (
+		get, post, del  = http.MethodGet, http.MethodPost, http.MethodDelete
+		ok, made, taken = http.StatusOK, http.StatusCreated, http.StatusAccepted
+	)
+	return []route{
+		{"get-health", get, "/v1/health", anyone, ok, "How the server fares; without a token, only whether it does"},
+		{"get-docs", get, "/v1/docs", anyone, ok, "This interface, for people"},
+		{"get-version", get, "/v1/version", auth.RoleViewer, ok, "What the server is"},
+		{"get-openapi", get, "/v1/openapi.json", auth.RoleViewer, ok, "This interface, for programs"},
+		{"watch-events", get, "/v1/events", auth.RoleViewer, ok, "What happens, as server-sent events"},
+
+		{"list-sites", get, "/v1/sites", auth.RoleViewer, ok, "All sites"},
+		{"get-site", get, "/v1/sites/{site}", auth.RoleViewer, ok, "One site"},
+		{"add-site", post, "/v1/sites", auth.RoleAdmin, made, "Add a site"},
+		{"remove-site", del, "/v1/sites/{site}", auth.RoleAdmin, http.StatusNoContent, "Remove a site that no item needs"},
+		{"list-machines", get, "/v1/machines", auth.RoleViewer, ok, "The machines of a site, or of all"},
+
+		{"list-items", get, "/v1/items", auth.RoleViewer, ok, "All replicated items"},
+		{"get-item", get, "/v1/items/{item}", auth.RoleViewer, ok, "One replicated item"},
+		{"protect-machine", post, "/v1/items", auth.RoleOperator, taken, "Protect a machine: start replicating it"},
+		{"list-points", get, "/v1/items/{item}/points", auth.RoleViewer, ok, "What an item can be recovered to"},
+		{"failover-item", post, "/v1/items/{item}/failover", auth.RoleOperator, taken, "Bring an item up at the other site"},
+		{"disable-item", post, "/v1/items/{item}/disable", auth.RoleOperator, taken, "End the protection of an item"},
+
+		{"list-jobs", get, "/v1/jobs", auth.RoleViewer, ok, "Jobs, newest first"},
+		{"get-job", get, "/v1/jobs/{job}", auth.RoleViewer, ok, "One job"},
+		{"watch-job", get, "/v1/jobs/{job}/events", auth.RoleViewer, ok, "One job as it goes on, as server-sent events; the stream ends with the job"},
+		{"cancel-job", post, "/v1/jobs/{job}/cancel", auth.RoleOperator, taken, "Ask a job to stop"},
+
+		{"get-vault", get, "/v1/vault", auth.RoleViewer, ok, "The state of the vault"},
+		{"verify-vault", post, "/v1/vault/verify", auth.RoleOperator, taken, "Read the vault as a whole and check it"},
+
+		{"list-tokens", get, "/v1/tokens", auth.RoleAdmin, ok, "All tokens, without their secrets"},
+		{"create-token", post, "/v1/tokens", auth.RoleAdmin, made, "Make a token"},
+		{"revoke-token", del, "/v1/tokens/{token}", auth.RoleAdmin, http.StatusNoContent, "Make a token invalid"},
+	}
+}

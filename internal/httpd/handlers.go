@@ -119,8 +119,9 @@ func siteRoutes(b *builder) {
 	})
 }
 
-// itemPath names an item in a path.
-type itemPath struct {
+// ItemPath names an item in a path. The framework wants it exported where it is
+// embedded.
+type ItemPath struct {
 	Item string `path:"item" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"An item's id or name"`
 }
 
@@ -141,7 +142,7 @@ func itemRoutes(b *builder) {
 		return reply(api.ItemList{Items: items}, err)
 	})
 	type getInput struct {
-		itemPath
+		ItemPath
 		IfNoneMatch string `header:"If-None-Match" doc:"An ETag: answer 304 if the item's recorded state is still that. Measured values, like the RPO, change without it"`
 	}
 	handle(b, "get-item", func(ctx context.Context, in *getInput) (*itemAnswer, error) {
@@ -159,11 +160,11 @@ func itemRoutes(b *builder) {
 	handle(b, "protect-machine", func(ctx context.Context, in *protectInput) (*accepted, error) {
 		return accept(svc.Items.ProtectMachine(ctx, in.Body))
 	})
-	handle(b, "list-points", func(ctx context.Context, in *itemPath) (*answer[api.Points], error) {
+	handle(b, "list-points", func(ctx context.Context, in *ItemPath) (*answer[api.Points], error) {
 		return reply(svc.Points.ListPoints(ctx, in.Item))
 	})
 	type failoverInput struct {
-		itemPath
+		ItemPath
 		IfMatch string `header:"If-Match" doc:"An ETag: refuse if the item has changed since"`
 		Body    api.Failover
 	}
@@ -177,7 +178,7 @@ func itemRoutes(b *builder) {
 		return accept(svc.Items.FailoverItem(ctx, in.Item, in.Body))
 	})
 	type disableInput struct {
-		itemPath
+		ItemPath
 		IfMatch string `header:"If-Match" doc:"An ETag: refuse if the item has changed since"`
 		Body    api.Disable
 	}

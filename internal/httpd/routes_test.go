@@ -1,0 +1,146 @@
+package httpd_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-dr/holdfast/api"
+	"github.com/holdfast-dr/holdfast/internal/auth"
+)
+
+// request is a valid request to each operation, and who may make it. It is
+// written by hand, apart from the server's own table, on purpose.
+type permission struct {
+	op     string
+	least  auth.Role // "": anyone
+	path   string
+	body   any
+	status int
+}
+
+func permissions() []permission {
+	const ok, made, taken = 200, 201, 202
+	return []permission{
+		{"GET /v1/health", "", "/v1/health", nil, ok},
+		{"GET /v1/docs", "", "/v1/docs", nil, ok},
+		{"GET /v1/version", auth.RoleViewer, "/v1/version", nil, ok},
+		{"GET /v1/openapi.json", auth.RoleViewer, "/v1/openapi.json", nil, ok},
+		{"GET /v1/events", auth.RoleViewer, "", nil, ok}, // never ends: see TestEvents
+		{"GET /v1/sites", auth.RoleViewer, "/v1/sites", nil, ok},
+		{"GET /v1/sites/{site}", auth.RoleViewer, "/v1/sites/berlin", nil, ok},
+		{"POST /v1/sites", auth.RoleAdmin, "/v1/sites", api.AddSite{Name: "paris", Provider: "qemu"}, made},
+		{"DELETE /v1/sites/{site}", auth.RoleAdmin, "/v1/sites/berlin", nil, 204},
+		{"GET /v1/machines", auth.RoleViewer, "/v1/machines?site=berlin", nil, ok},
+		{"GET /v1/items", auth.RoleViewer, "/v1/items", nil, ok},
+		{"GET /v1/items/{item}", auth.RoleViewer, "/v1/items/web1", nil, ok},
+		{"POST /v1/items", auth.RoleOperator, "/v1/items", api.Protect{Machine: "m", Site: "a", RecoverySite: "b"}, taken},
+		{"GET /v1/items/{item}/points", auth.RoleViewer, "/v1/items/web1/points", nil, ok},
+		{"POST /v1/items/{item}/failover", auth.RoleOperator, "/v1/items/web1/failover", api.Failover{Option: "latest"}, taken},
+		{"POST /v1/items/{item}/disable", auth.RoleOperator, "/v1/items/web1/disable", api.Disable{}, taken},
+		{"GET /v1/jobs", auth.RoleViewer, "/v1/jobs?state=active", nil, ok},
+		{"GET /v1/jobs/{job}", auth.RoleViewer, "/v1/jobs/j-0", nil, ok},
+		{"GET /v1/jobs/{job}/events", auth.RoleViewer, "/v1/jobs/j-0/events", nil, ok},
+		{"POST /v1/jobs/{job}/cancel", auth.RoleOperator, "/v1/jobs/j-run/cancel", nil, taken},
+		{"GET /v1/vault", auth.RoleViewer, "/v1/vault", nil, ok},
+		{"POST /v1/vault/verify", auth.RoleOperator, "/v1/vault/verify", api.VerifyVault{}, taken},
+		{"GET /v1/tokens", auth.RoleAdmin, "/v1/tokens", nil, ok},
+		{"POST /v1/tokens", auth.RoleAdmin, "/v1/tokens", api.CreateToken{Name: "x", Role: "viewer"}, made},
+		{"DELETE /v1/tokens/{token}", auth.RoleAdmin, "/v1/tokens/viewer", nil, 204},
+	}
+}
+
+func TestEveryRouteTimesEveryRole(t *testing.T) {
+	t.Parallel()
+	for _, p := range permissions() {
+		if p.path == "" {
+			continue
+		}
+		method, _, _ := strings.Cut(p.op, " ")
+		for _, role := range []auth.Role{"", auth.RoleViewer, auth.RoleOperator, auth.RoleAdmin} {
+			b := newBench(t)
+			b.world.Jobs = append(b.world.Jobs, api.Job{ID: "j-run", State: api.JobInProgress})
+			w := b.do(role, method, p.path, p.body)
+			switch {
+			case p.least == "" || role.Allows(p.least):
+				if w.Code != p.status {
+					t.Errorf("%s as %q: %d %s, want %d", p.op, role, w.Code, w.Body, p.status)
+				}
+			case role == "":
+				problem(t, w, http.StatusUnauthorized, api.CodeUnauthorized)
+				if w.Header().Get("WWW-Authenticate") == "" {
+					t.Errorf("%s: no WWW-Authenticate", p.op)
+				}
+			default:
+				if got := problem(t, w, http.StatusForbidden, api.CodeForbidden); !strings.Contains(got.Cause, string(p.least)) {
+					t.Errorf("%s as %s: cause %q does not name the role that is needed", p.op, role, got.Cause)
+				}
+			}
+			if w.Code == http.StatusUnauthorized || w.Code == http.StatusForbidden {
+				if calls := b.world.Called(); len(calls) > 0 {
+					t.Errorf("%s as %q: refused, but the service was called: %v", p.op, role, calls)
+				}
+			}
+		}
+	}
+}
+
+// The list above must be complete, or it would prove nothing.
+func TestPermissionsNameEveryRoute(t *testing.T) {
+	t.Parallel()
+	var doc struct {
+		Paths map[string]map[string]struct {
+			Role string `json:"x-role"`
+		}
+	}
+	if err := json.Unmarshal(newBench(t).server.OpenAPI(), &doc); err != nil {
+		t.Fatal(err)
+	}
+	served := map[string]string{}
+	for path, methods := range doc.Paths {
+		for method, op := range methods {
+			served[strings.ToUpper(method)+" "+path] = op.Role
+		}
+	}
+	for _, p := range permissions() {
+		want := string(p.least)
+		if want == "" {
+			want = "anyone"
+		}
+		if got, ok := served[p.op]; !ok || got != want {
+			t.Errorf("%s is served to %q (%v), want %q", p.op, got, ok, want)
+		}
+		delete(served, p.op)
+	}
+	if len(served) > 0 {
+		t.Errorf("routes without a test of their permission: %v", served)
+	}
+	guide, err := os.ReadFile("../../docs/api.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range permissions() {
+		if !strings.Contains(string(guide), "`"+p.op+"`") {
+			t.Errorf("docs/api.md does not name %s", p.op)
+		}
+	}
+}
+
+func TestTokensThatAreNone(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for _, header := range []string{"Bearer", "Bearer ", "Bearer hf_wrong", "Basic " + b.secret[auth.RoleAdmin], b.secret[auth.RoleAdmin], "Bearer " + b.secret[auth.RoleAdmin] + "x", "Bearer \x00"} {
+		problem(t, b.do("", "GET", "/v1/items", nil, "Authorization", header), 401, api.CodeUnauthorized)
+	}
+	if w := b.do("", "GET", "/v1/items", nil, "Authorization", "bearer  "+b.secret[auth.RoleViewer]); w.Code != 200 {
+		t.Errorf("scheme in lower case: %d %s", w.Code, w.Body)
+	}
+	if w := b.do("", "GET", "/v1/health", nil, "Authorization", "Bearer nonsense"); w.Code != 200 {
+		t.Errorf("health with a bad token: %d", w.Code)
+	}
+	if calls := b.world.Called(); len(calls) != 1 {
+		t.Errorf("calls %v, want the one that was allowed", calls)
+	}
+}

@@ -29,6 +29,9 @@ type hydration struct {
 	def      Definition
 	progress func(done, total int64)
 	failing  time.Time // since when a job meets errors; zero: none does
+	// interrupt, set by tests, is called after each step of a change-over; an
+	// error ends the call there, as if the process had died.
+	interrupt func(step string) error
 }
 
 // Hydrate mirrors every disk from its view and overlay to a local file while
@@ -58,7 +61,7 @@ func (s *site) Hydrate(ctx context.Context, handle string, progress func(done, t
 	if progress == nil {
 		progress = func(int64, int64) {}
 	}
-	h := &hydration{site: s, handle: handle, progress: progress}
+	h := &hydration{site: s, handle: handle, progress: progress, interrupt: s.interrupt}
 	if err := h.run(ctx); err != nil {
 		return fmt.Errorf("hydrate %s: %w", handle, err)
 	}
@@ -91,7 +94,17 @@ func (h *hydration) run(ctx context.Context) error {
 	if err := h.locked(ctx, h.change); err != nil {
 		return err
 	}
+	if err := h.interrupted("changed"); err != nil {
+		return err
+	}
 	return h.locked(ctx, h.clean)
+}
+
+func (h *hydration) interrupted(step string) error {
+	if h.interrupt == nil {
+		return nil
+	}
+	return h.interrupt(step)
 }
 
 func wait(ctx context.Context, d time.Duration) error {
@@ -309,8 +322,14 @@ func (h *hydration) change(ctx context.Context, r *recovery) error {
 	if err := r.save(); err != nil {
 		return err
 	}
+	if err := h.interrupted("announced"); err != nil {
+		return err
+	}
 	if err := h.mon.Execute(ctx, "stop", nil, nil); err != nil {
 		return errors.Join(err, r.finishSwitch(ctx, h.def, h.mon))
+	}
+	if err := h.interrupted("stopped"); err != nil {
+		return err
 	}
 	ready, err := h.copyStep(ctx)
 	if err != nil || !ready {
@@ -331,6 +350,9 @@ func (h *hydration) change(ctx context.Context, r *recovery) error {
 		return errors.Join(err, r.finishSwitch(ctx, h.def, h.mon))
 	}
 	h.def = changed
+	if err := h.interrupted("recorded"); err != nil {
+		return err
+	}
 	return r.finishSwitch(ctx, changed, h.mon)
 }
 

@@ -105,6 +105,7 @@ func (disk DiskDef) blockdevs(node string) []map[string]any {
 	return []map[string]any{file, top}
 }
 
+// blockdev describes the view as a block node; node may be empty.
 func (v View) blockdev(node string) map[string]any {
 	server := map[string]any{"type": "unix", "path": v.Socket}
 	if v.Socket == "" {
@@ -114,10 +115,14 @@ func (v View) blockdev(node string) map[string]any {
 		}
 		server = map[string]any{"type": "inet", "host": host, "port": port}
 	}
-	return map[string]any{
-		"driver": "nbd", "node-name": node, "server": server, "export": v.Export,
+	bd := map[string]any{
+		"driver": "nbd", "server": server, "export": v.Export,
 		"read-only": true, "reconnect-delay": reconnectDelay, "open-timeout": 10,
 	}
+	if node != "" {
+		bd["node-name"] = node
+	}
+	return bd
 }
 
 func (n NICDef) arguments() []string {

@@ -20,7 +20,10 @@ type Settings struct {
 
 // site is an open site. It keeps nothing in memory but where it is: all state
 // is in the directory and in the processes.
-type site struct{ dir string }
+type site struct {
+	dir       string
+	interrupt func(step string) error // see hydration
+}
 
 var (
 	_ provider.Inventory = (*site)(nil)

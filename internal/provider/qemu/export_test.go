@@ -1,0 +1,6 @@
+package qemu
+
+import "github.com/holdfast-dr/holdfast/internal/provider"
+
+// InterruptHydrate has Hydrate end after the step as if its process had died.
+func InterruptHydrate(s *provider.Site, f func(step string) error) { s.Target.(*site).interrupt = f }

@@ -26,7 +26,7 @@ const maxAnswer = 64 << 20
 type ClientOptions struct {
 	BaseURL   string        // like https://dr.example.org:8443
 	Token     string        // hf_…; empty for what needs none
-	CA        []byte        // PEM of the authority to trust; nil: the system's
+	CA        []byte        // PEM of the authority to trust; empty: the system's
 	Timeout   time.Duration // for an answer that is not a stream; 0: 60 s
 	UserAgent string
 }
@@ -48,7 +48,7 @@ func NewClient(opts ClientOptions) (*Client, error) {
 		return nil, fmt.Errorf("server %q: %w: want an address like https://host:8443", opts.BaseURL, ErrOptions)
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
-	if opts.CA != nil {
+	if len(opts.CA) > 0 {
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(opts.CA) {
 			return nil, fmt.Errorf("server %q: %w: the authority is not a PEM certificate", opts.BaseURL, ErrOptions)

@@ -1,0 +1,8 @@
+package archtest_test
+
+// exceptions are the places that break a rule with a reason. The key is the
+// rule, a blank, and where the violation is, as the failing test says it.
+var exceptions = map[string]string{
+	"interface size internal/objstore/objstore.go Store": "the seam to every object store: a decorator must cover all of it",
+	"interface size internal/vfs/vfs.go FS":              "the seam to the file system: the crashable and the faulty one must cover all of it",
+}

@@ -78,6 +78,7 @@ type live struct {
 	// mu guards what is below; it is held while the job is recorded.
 	mu     sync.Mutex
 	job    Job
+	doubt  int64                   // the highest version that the store refused, and may have taken all the same
 	cancel context.CancelCauseFunc // of the task that runs, or nil
 	meter  meter
 	told   time.Time // when the last progress event was published
@@ -153,15 +154,19 @@ func (e *Engine) Submit(ctx context.Context, kind, subject string, input any) (J
 	}
 	l := &live{job: j}
 	l.mu.Lock() // nobody sees it until it is recorded
-	defer l.mu.Unlock()
 	e.mu.Lock()
 	e.jobs[j.ID] = l // before it is recorded, so that Run does not load it a second time
 	e.mu.Unlock()
 	if err := e.create(ctx, j); err != nil {
-		l.job.State = Failed // nobody starts it, and whoever comes next removes it
+		l.job.State = Failed // whoever has found it meanwhile does not start it
+		l.mu.Unlock()
+		e.mu.Lock()
+		delete(e.jobs, j.ID)
+		e.mu.Unlock()
 		return Job{}, fmt.Errorf("submit job %s: %w", kind, err)
 	}
 	e.events.Publish(Event{Type: EventJob, Time: j.CreatedAt, Job: j.clone()})
+	l.mu.Unlock()
 	e.poke()
 	return j.clone(), nil
 }

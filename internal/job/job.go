@@ -101,20 +101,20 @@ type Retry struct {
 // Job is a job as it is recorded. It is a value; nothing that a caller does to
 // one changes what the engine has.
 type Job struct {
-	ID       string            `json:"id"`
-	Kind     string            `json:"kind"`
-	Title    string            `json:"title,omitempty"`
-	Subject  string            `json:"subject,omitempty"` // one unfinished job for each; empty: any number
-	State    State             `json:"state"`
-	Input    json.RawMessage   `json:"input,omitempty"`
-	Shared   json.RawMessage   `json:"shared,omitempty"` // state that its tasks share
-	Result   json.RawMessage   `json:"result,omitempty"`
-	Tasks    []TaskRecord      `json:"tasks"`
-	Warnings []string          `json:"warnings,omitempty"`
-	Failure  *Failure          `json:"failure,omitempty"`
-	Cancel   *CancelRequest    `json:"cancel,omitempty"`
-	Waiting  string            `json:"waiting,omitempty"` // suspended: for what
-	Ending   *Ending           `json:"ending,omitempty"`  // the outcome, from when it is known
+	ID       string          `json:"id"`
+	Kind     string          `json:"kind"`
+	Title    string          `json:"title,omitempty"`
+	Subject  string          `json:"subject,omitempty"` // one unfinished job for each; empty: any number
+	State    State           `json:"state"`
+	Input    json.RawMessage `json:"input,omitempty"`
+	Shared   json.RawMessage `json:"shared,omitempty"` // state that its tasks share
+	Result   json.RawMessage `json:"result,omitempty"`
+	Tasks    []TaskRecord    `json:"tasks"`
+	Warnings []string        `json:"warnings,omitempty"`
+	Failure  *Failure        `json:"failure,omitempty"`
+	Cancel   *CancelRequest  `json:"cancel,omitempty"`
+	Waiting  string          `json:"waiting,omitempty"` // suspended: for what
+	Ending   *Ending         `json:"ending,omitempty"`  // the outcome, from when it is known
 
 	CreatedAt time.Time `json:"created_at"`
 	StartedAt time.Time `json:"started_at,omitzero"`

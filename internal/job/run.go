@@ -92,14 +92,11 @@ func (e *Engine) next(slots chan struct{}) *live {
 	defer e.mu.Unlock()
 	var oldest *live
 	var age time.Time
-	for id, l := range e.jobs {
+	for _, l := range e.jobs {
 		if l.active {
 			continue
 		}
 		j := l.snapshot()
-		if j.State.Ended() { // could not be submitted
-			delete(e.jobs, id)
-		}
 		if j.State.Ended() || j.State == Suspended {
 			continue
 		}
@@ -293,55 +290,33 @@ func (e *Engine) end(ctx context.Context, l *live, ending Ending) error {
 
 // finish runs the kind's Finish and records that the job has ended.
 func (e *Engine) finish(ctx context.Context, l *live, kind Kind, ending Ending) error {
-	var failed error
+	var failure *Failure
 	if kind.Finish != nil {
-		t := *kind.Finish
-		t.Name = "finish"
-		step := &Step{engine: e, live: l, task: t.Name, record: func(j *Job) *TaskRecord { return &j.Ending.Finish }}
-		l.mu.Lock()
-		l.meter = meter{}
-		l.mu.Unlock()
-		for try := 1; ; try++ {
-			err := e.record(ctx, l, func(j *Job) error {
-				j.Ending.Finish.Name, j.Ending.Finish.Title = t.Name, t.Title
-				begin(&j.Ending.Finish, e.opts.Now())
-				return nil
-			})
-			if err != nil {
-				return err
-			}
-			failed = e.call(ctx, t, step)
-			again, delay := t.Retry.next(try, failed)
-			if !again || !worthAnother(ctx, failed) {
-				break
-			}
-			step.Log(fmt.Sprintf("attempt %d: %v; next in %s", try, failed, delay))
-			if pause(ctx, delay) != nil {
-				break
-			}
-		}
+		err := e.runFinish(ctx, l, *kind.Finish)
 		switch {
-		case failed == nil:
-		case errors.Is(failed, errDead), errors.Is(failed, ErrNotRecorded):
-			return failed
+		case err == nil:
+		case errors.Is(err, errDead), errors.Is(err, ErrNotRecorded), errors.Is(err, ErrConflict):
+			return err
 		case stopping(ctx):
 			return ErrStopped
 		}
+		failure = FailureOf(err, finishName)
 	}
 	return e.record(ctx, l, func(j *Job) error {
 		now := e.opts.Now()
 		j.State, j.Failure, j.EndedAt = ending.State, ending.Failure, now
-		if kind.Finish != nil {
-			f := &j.Ending.Finish
-			f.State, f.EndedAt, f.Failure = Succeeded, now, nil
-			if failed != nil {
-				f.State, f.Failure = Failed, FailureOf(failed, "finish")
-				if ending.State == Succeeded {
-					j.State, j.Failure = Failed, f.Failure
-				} else {
-					j.Warnings = append(j.Warnings, fmt.Sprintf("%s: %v", titleOf(*kind.Finish), failed))
-				}
+		if f := &j.Ending.Finish; kind.Finish != nil {
+			f.State, f.EndedAt, f.Failure = Succeeded, now, failure
+			if failure != nil {
+				f.State = Failed
 			}
+		}
+		switch {
+		case failure == nil:
+		case ending.State == Succeeded:
+			j.State, j.Failure = Failed, failure
+		default:
+			j.Warnings = append(j.Warnings, finishName+": "+failure.Message)
 		}
 		for i := range j.Tasks { // what an ended job did not come to
 			if !j.Tasks[i].State.Ended() {
@@ -350,6 +325,38 @@ func (e *Engine) finish(ctx context.Context, l *live, kind Kind, ending Ending) 
 		}
 		return nil
 	})
+}
+
+// finishName is the name of a kind's Finish in records.
+const finishName = "finish"
+
+// runFinish runs it, retries included, and returns how it came out, or why it
+// was not recorded.
+func (e *Engine) runFinish(ctx context.Context, l *live, t Task) error {
+	t.Name = finishName
+	step := &Step{engine: e, live: l, task: t.Name, record: func(j *Job) *TaskRecord { return &j.Ending.Finish }}
+	l.mu.Lock()
+	l.meter = meter{}
+	l.mu.Unlock()
+	for try := 1; ; try++ {
+		err := e.record(ctx, l, func(j *Job) error {
+			j.Ending.Finish.Name, j.Ending.Finish.Title = t.Name, t.Title
+			begin(&j.Ending.Finish, e.opts.Now())
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		err = e.call(ctx, t, step)
+		again, delay := t.Retry.next(try, err)
+		if !again || !worthAnother(ctx, err) {
+			return err
+		}
+		step.Log(fmt.Sprintf("attempt %d: %v; next in %s", try, err, delay))
+		if pause(ctx, delay) != nil {
+			return err
+		}
+	}
 }
 
 // call runs a task's code. A panic is an error of the task: one job's fault
@@ -380,7 +387,7 @@ func (e *Engine) record(ctx context.Context, l *live, f func(*Job) error) error 
 	if err := e.hook("before", next); err != nil {
 		return err
 	}
-	if err := e.update(context.WithoutCancel(ctx), &next); err != nil {
+	if err := e.update(context.WithoutCancel(ctx), l, &next); err != nil {
 		return err
 	}
 	l.job = next
@@ -388,15 +395,17 @@ func (e *Engine) record(ctx context.Context, l *live, f func(*Job) error) error 
 	return e.hook("after", next)
 }
 
-// update stores a record. A conflict with exactly its version means that an
+// update stores a record. A conflict with a version in doubt means that an
 // earlier try was taken although it was reported as failed; perhaps it had
-// another content, so this one is stored over it.
-func (e *Engine) update(ctx context.Context, next *Job) error {
+// another content, so this one is stored over it. Called with l.mu held.
+func (e *Engine) update(ctx context.Context, l *live, next *Job) error {
 	err := e.store.UpdateJob(ctx, *next)
-	if errors.Is(err, ErrConflict) {
-		if stored, getErr := e.store.GetJob(ctx, next.ID); getErr == nil && stored.Version == next.Version {
-			next.Version++
+	if errors.Is(err, ErrConflict) && l.doubt >= next.Version {
+		if stored, getErr := e.store.GetJob(ctx, next.ID); getErr == nil && stored.Version >= next.Version && stored.Version <= l.doubt {
+			next.Version = stored.Version + 1
 			err = e.store.UpdateJob(ctx, *next)
+		} else if getErr != nil {
+			err = getErr // says nothing about the conflict: to be tried again
 		}
 	}
 	switch {
@@ -405,6 +414,7 @@ func (e *Engine) update(ctx context.Context, next *Job) error {
 	case errors.Is(err, ErrConflict), errors.Is(err, ErrNotFound):
 		return fmt.Errorf("record job %s: %w: %w", next.ID, ErrConflict, err)
 	default:
+		l.doubt = max(l.doubt, next.Version)
 		return fmt.Errorf("%w: job %s: %w", ErrNotRecorded, next.ID, err)
 	}
 }

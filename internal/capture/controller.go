@@ -15,6 +15,8 @@ const (
 	greetingTimeout = 500 * time.Millisecond
 	// stallAfter is how long a pass may stand still before it is called stalled.
 	stallAfter = 10 * time.Second
+	// refusedPause is the time between two tries of what QEMU refuses.
+	refusedPause = 2 * time.Second
 )
 
 // controller is a Mirror with an open monitor.
@@ -47,6 +49,10 @@ func (c *controller) step(ctx context.Context) error {
 	for i, t := range c.disks {
 		s := c.assess(t, snap, situations[i])
 		d := decide(s)
+		if d.act == actStart && time.Now().Before(t.retryAt) {
+			t.state.Mode = ModePaused // with the problem as it was shown
+			continue
+		}
 		t.show(s, d, time.Now())
 		if err := c.act(ctx, t, s, d.act); err != nil {
 			return err
@@ -153,6 +159,7 @@ func (c *controller) act(ctx context.Context, t *tracked, s situation, a action)
 	var refused *provider.MonitorError
 	if errors.As(err, &refused) {
 		t.state.Mode, t.state.Problem = ModePaused, refusal(refused, s)
+		t.retryAt = time.Now().Add(refusedPause)
 		return nil
 	}
 	return err

@@ -244,10 +244,11 @@ type tracked struct {
 	names names
 	state DiskState
 
-	seeded    bool   // a full copy was made at some time
-	claimed   bool   // Synced was accepted for epoch
-	epoch     uint64 // of claimed
-	passTotal int64  // most that was dirty in this catch-up
+	seeded    bool      // a full copy was made at some time
+	claimed   bool      // Synced was accepted for epoch
+	epoch     uint64    // of claimed
+	passTotal int64     // most that was dirty in this catch-up
+	retryAt   time.Time // not before: QEMU refused something
 	moved     time.Time
 	rateAt    time.Time
 	rateDone  int64

@@ -70,7 +70,7 @@ type snapshot struct {
 func (c *controller) execute(ctx context.Context, name string, args map[string]any, result any) error {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.Timeout)
 	defer cancel()
-	if args == nil { // an untyped nil for the monitor
+	if args == nil { // other monitors may not see through a typed nil
 		return c.mon.Execute(ctx, name, nil, result)
 	}
 	return c.mon.Execute(ctx, name, args, result)

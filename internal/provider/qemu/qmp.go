@@ -69,9 +69,9 @@ type message struct {
 
 // command is what is sent to QEMU.
 type command struct {
-	Execute   string `json:"execute"`
-	Arguments any    `json:"arguments,omitempty"`
-	ID        uint64 `json:"id"`
+	Execute   string          `json:"execute"`
+	Arguments json.RawMessage `json:"arguments,omitempty"`
+	ID        uint64          `json:"id"`
 }
 
 // Dial connects to a monitor socket and negotiates capabilities. It fails with
@@ -183,6 +183,13 @@ func (c *Client) read(r *lineReader) {
 func (c *Client) Execute(ctx context.Context, name string, arguments, result any) error {
 	ctx, cancel := withTimeout(ctx)
 	defer cancel()
+	args, err := json.Marshal(arguments)
+	if err != nil {
+		return fmt.Errorf("%s: encode arguments: %w", name, err)
+	}
+	if string(args) == "null" {
+		args = nil // QEMU wants an object or nothing
+	}
 	ch := make(chan message, 1)
 	c.mu.Lock()
 	c.next++
@@ -194,7 +201,7 @@ func (c *Client) Execute(ctx context.Context, name string, arguments, result any
 		delete(c.pending, id)
 		c.mu.Unlock()
 	}()
-	if err := c.send(ctx, command{Execute: name, Arguments: arguments, ID: id}); err != nil {
+	if err := c.send(ctx, command{Execute: name, Arguments: args, ID: id}); err != nil {
 		return fmt.Errorf("%s: %w: %w", name, ErrClosed, err)
 	}
 	select {

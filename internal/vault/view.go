@@ -1,0 +1,340 @@
+package vault
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/tidwall/btree"
+
+	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/block"
+	"github.com/holdfast-dr/holdfast/internal/vault/segment"
+)
+
+// View is a stream at one position: its disks as they were. Safe for concurrent
+// use. It holds the index in memory and reads data on demand.
+type View struct {
+	s          *Stream
+	timeline   holdfast.TimelineID
+	pos        holdfast.Position
+	consistent bool
+	disks      map[string]*diskView
+}
+
+// piece says where the bytes of a range of a disk are.
+type piece struct {
+	end  int64
+	seg  *loaded
+	base *segment.Entry // of seg; its Offset may lie before the piece
+}
+
+// diskView is one disk of a view.
+type diskView struct {
+	view *View
+	disk Disk
+	m    btree.Map[int64, piece] // start -> piece; what is not there reads as zero
+}
+
+// View opens a position of a timeline; ErrNoPosition if that is beyond its end.
+// It reads no data. Refresh first to see the newest.
+func (s *Stream) View(ctx context.Context, tl holdfast.TimelineID, pos holdfast.Position) (*View, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	parts, err := s.lineage(tl)
+	if err != nil {
+		return nil, fmt.Errorf("open view: %w", err)
+	}
+	if last := parts[len(parts)-1].to; pos > last {
+		return nil, fmt.Errorf("open view at position %s: timeline %s ends at %s: %w", pos, tl, last, ErrNoPosition)
+	}
+	v := &View{s: s, timeline: tl, pos: pos, disks: map[string]*diskView{}}
+	for _, d := range s.desc.Disks {
+		v.disks[d.ID] = &diskView{view: v, disk: d}
+	}
+	for _, p := range parts {
+		if err := v.apply(ctx, p.t.segs, min(pos, p.to)); err != nil {
+			return nil, fmt.Errorf("open view at position %s: %w", pos, err)
+		}
+	}
+	v.consistent = slices.ContainsFunc(s.ranges(tl), func(r Range) bool { return r.From <= pos && pos <= r.To })
+	return v, nil
+}
+
+// apply takes the entries of segments up to a position, in order.
+func (v *View) apply(ctx context.Context, segs []*loaded, to holdfast.Position) error {
+	for _, l := range segs {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if l.Header.First > to {
+			return nil
+		}
+		disks := make([]*diskView, len(l.Index.Disks))
+		for i, id := range l.Index.Disks {
+			d, ok := v.disks[id]
+			if !ok {
+				return damaged(l.name, fmt.Errorf("%w: the stream has no disk %q", ErrCorrupt, id))
+			}
+			disks[i] = d
+		}
+		for i := range l.Index.Entries {
+			e := &l.Index.Entries[i]
+			if e.Position > to {
+				return nil
+			}
+			if e.Kind == segment.Mark {
+				continue
+			}
+			d := disks[e.Disk]
+			if e.Offset+e.Length > d.disk.Size {
+				return damaged(l.name, fmt.Errorf("%w: a write ends beyond disk %q", ErrCorrupt, d.disk.ID))
+			}
+			d.put(l, e)
+		}
+	}
+	return nil
+}
+
+// put lays an entry over what was there.
+func (d *diskView) put(l *loaded, e *segment.Entry) {
+	start, end := e.Offset, e.Offset+e.Length
+	d.cut(start, end)
+	if e.Kind == segment.Data {
+		d.m.Set(start, piece{end, l, e})
+	}
+}
+
+// cut takes [start, end) out.
+func (d *diskView) cut(start, end int64) {
+	var at int64
+	var p piece
+	found := false
+	d.m.Descend(start, func(a int64, x piece) bool { at, p, found = a, x, true; return false })
+	if found && p.end > start {
+		if at < start {
+			d.m.Set(at, piece{start, p.seg, p.base})
+		} else {
+			d.m.Delete(at)
+		}
+		if p.end > end {
+			d.m.Set(end, p)
+			return
+		}
+	}
+	for {
+		found = false
+		d.m.Ascend(start, func(a int64, x piece) bool { at, p, found = a, x, a < end; return false })
+		if !found {
+			return
+		}
+		d.m.Delete(at)
+		if p.end > end {
+			d.m.Set(end, p)
+			return
+		}
+	}
+}
+
+// Position returns where the view is.
+func (v *View) Position() holdfast.Position { return v.pos }
+
+// Consistent says whether the view is crash-consistent.
+func (v *View) Consistent() bool { return v.consistent }
+
+// Disks returns its disks.
+func (v *View) Disks() []Disk { return v.s.Disks() }
+
+// Disk returns a disk as an image. Closing the image frees nothing.
+func (v *View) Disk(id string) (block.Image, error) {
+	d, ok := v.disks[id]
+	if !ok {
+		return nil, fmt.Errorf("stream %s has no disk %q", v.s.desc.ID, id)
+	}
+	return d, nil
+}
+
+// Size returns the disk's size in bytes.
+func (d *diskView) Size() int64 { return d.disk.Size }
+
+// Close does nothing.
+func (d *diskView) Close() error { return nil }
+
+// within calls f for the pieces that overlap [off, end), in order, clipped.
+func (d *diskView) within(off, end int64, f func(start, end int64, p piece) bool) {
+	from := off
+	d.m.Descend(off, func(a int64, _ piece) bool { from = a; return false })
+	d.m.Ascend(from, func(a int64, p piece) bool {
+		if a >= end {
+			return false
+		}
+		x, y := max(a, off), min(p.end, end)
+		return x >= y || f(x, y, p)
+	})
+}
+
+// Map reports data and zeroes.
+func (d *diskView) Map(_ context.Context, e block.Extent) ([]block.Span, error) {
+	if e.Offset < 0 || e.Length < 0 || e.Offset > d.disk.Size-e.Length {
+		return nil, fmt.Errorf("map %d bytes at %d of a disk of %d bytes", e.Length, e.Offset, d.disk.Size)
+	}
+	const most = 1024
+	var out []block.Span
+	add := func(start, end int64, zero bool) {
+		if n := len(out); n > 0 && out[n-1].Zero == zero && out[n-1].End() == start {
+			out[n-1].Length += end - start
+			return
+		}
+		out = append(out, block.Span{Extent: block.Extent{Offset: start, Length: end - start}, Zero: zero, Hole: zero})
+	}
+	at := e.Offset
+	d.within(e.Offset, e.End(), func(start, end int64, _ piece) bool {
+		if at < start {
+			add(at, start, true)
+		}
+		add(start, end, false)
+		at = end
+		return len(out) < most
+	})
+	if len(out) < most && at < e.End() {
+		add(at, e.End(), true)
+	}
+	return out, nil
+}
+
+// ReadAt fills p from off.
+func (d *diskView) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if off < 0 || off > d.disk.Size-int64(len(p)) {
+		return fmt.Errorf("read %d bytes at %d of a disk of %d bytes", len(p), off, d.disk.Size)
+	}
+	var err error
+	at := off
+	d.within(off, off+int64(len(p)), func(start, end int64, x piece) bool {
+		clear(p[at-off : start-off])
+		var frame []byte
+		if frame, err = d.view.s.frame(ctx, x.seg, x.base.Frame); err != nil {
+			return false
+		}
+		copy(p[start-off:end-off], frame[int64(x.base.FrameOff)+start-x.base.Offset:])
+		at = end
+		return true
+	})
+	clear(p[at-off:])
+	return err
+}
+
+// frame returns a decoded frame, from the cache if it is there.
+func (s *Stream) frame(ctx context.Context, l *loaded, n uint32) ([]byte, error) {
+	id := frameID{l, n}
+	if p := s.cache.get(id); p != nil {
+		return p, nil
+	}
+	f := l.Index.Frames[n]
+	stored, err := s.v.store.GetRange(ctx, l.name, f.Offset, int64(f.Stored))
+	if err != nil {
+		return nil, err
+	}
+	p, err := l.Frame(n, stored)
+	if err != nil {
+		return nil, damaged(l.name, err)
+	}
+	s.cache.put(id, p)
+	return p, nil
+}
+
+// BlockHash returns the hash of a 4 KiB block, if one entry has all of it.
+func (v *View) BlockHash(disk string, n int64) ([segment.BlockHash]byte, bool) {
+	d, ok := v.disks[disk]
+	if !ok {
+		return [segment.BlockHash]byte{}, false
+	}
+	start := n * segment.BlockSize
+	var out [segment.BlockHash]byte
+	whole := false
+	d.within(start, start+segment.BlockSize, func(a, b int64, p piece) bool {
+		if b-a == segment.BlockSize {
+			out, whole = p.base.Hashes[start/segment.BlockSize-p.base.Offset/segment.BlockSize], true
+		}
+		return false
+	})
+	return out, whole
+}
+
+// Diff returns where a disk differs between two views of the same stream, also
+// of different timelines. It reads data only where indexes and hashes do not
+// tell.
+func (v *View) Diff(ctx context.Context, o *View, disk string) (*block.Set, error) {
+	a, ok := v.disks[disk]
+	b, ok2 := o.disks[disk]
+	if !ok || !ok2 || v.s.desc.ID != o.s.desc.ID {
+		return nil, fmt.Errorf("diff views: they have no disk %q in common", disk)
+	}
+	candidates := &block.Set{}
+	a.unlike(b, candidates)
+	b.unlike(a, candidates)
+	out := &block.Set{}
+	for e := range candidates.Extents() {
+		if err := a.compare(ctx, b, e, out); err != nil {
+			return nil, fmt.Errorf("diff disk %q: %w", disk, err)
+		}
+	}
+	return out, nil
+}
+
+// unlike adds what d has from another entry than o.
+func (d *diskView) unlike(o *diskView, out *block.Set) {
+	d.m.Scan(func(a int64, p piece) bool {
+		at := a
+		o.within(a, p.end, func(start, end int64, q piece) bool {
+			if q.same(p) {
+				if at < start {
+					out.Add(block.Extent{Offset: at, Length: start - at})
+				}
+				at = end
+			}
+			return true
+		})
+		if at < p.end {
+			out.Add(block.Extent{Offset: at, Length: p.end - at})
+		}
+		return true
+	})
+}
+
+// same says whether two pieces are of the same write, also when the views were
+// opened from different openings of the stream.
+func (p piece) same(q piece) bool {
+	return p.base == q.base || p.seg.name == q.seg.name && p.base.Position == q.base.Position && p.base.Offset == q.base.Offset
+}
+
+// compare adds to out what really differs within e, block by block.
+func (d *diskView) compare(ctx context.Context, o *diskView, e block.Extent, out *block.Set) error {
+	var x, y [segment.BlockSize]byte
+	for off := e.Offset; off < e.End(); {
+		n := min(segment.BlockSize-off%segment.BlockSize, e.End()-off)
+		if n == segment.BlockSize {
+			h, ok := d.view.BlockHash(d.disk.ID, off/segment.BlockSize)
+			k, ok2 := o.view.BlockHash(o.disk.ID, off/segment.BlockSize)
+			if ok && ok2 {
+				if h != k {
+					out.Add(block.Extent{Offset: off, Length: n})
+				}
+				off += n
+				continue
+			}
+		}
+		if err := d.ReadAt(ctx, x[:n], off); err != nil {
+			return err
+		}
+		if err := o.ReadAt(ctx, y[:n], off); err != nil {
+			return err
+		}
+		if string(x[:n]) != string(y[:n]) {
+			out.Add(block.Extent{Offset: off, Length: n})
+		}
+		off += n
+	}
+	return nil
+}
+
+var _ block.Image = (*diskView)(nil)

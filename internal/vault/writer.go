@@ -1,0 +1,298 @@
+package vault
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/block"
+	"github.com/holdfast-dr/holdfast/internal/objstore"
+	"github.com/holdfast-dr/holdfast/internal/vault/segment"
+)
+
+// WriterOptions say what a writer appends to.
+type WriterOptions struct {
+	Timeline   holdfast.TimelineID
+	Generation holdfast.Generation
+}
+
+// Writer appends to a timeline. Write, Zero and Mark give positions in the order
+// of their calls; Seal closes a segment; Commit makes it durable. Safe for
+// concurrent use, but only one Seal and one Commit may run at a time.
+type Writer struct {
+	s    *Stream
+	opts WriterOptions
+
+	// mu guards what was given a position and is not sealed.
+	mu   sync.Mutex
+	b    *segment.Builder
+	next holdfast.Position
+	at   time.Time // of the last entry: times never go back
+
+	// seal is the end of what was sealed; only Seal and Adopt use it.
+	seal Tail
+
+	// cmu guards tail, the end of what is committed.
+	cmu  sync.Mutex
+	tail Tail
+}
+
+// Sealed is a segment that is whole and may not be in the vault yet.
+type Sealed struct {
+	Seq         uint64
+	First, Last holdfast.Position
+	Time        time.Time // of its last entry
+	Encoded     []byte
+	Hash        [segment.HashSize]byte
+	RawBytes    int64
+}
+
+// Writer opens a timeline for writing, at its end. It fails with ErrFenced if
+// the timeline is closed, or if any timeline of the stream has a newer generation.
+func (s *Stream) Writer(ctx context.Context, o WriterOptions) (*Writer, error) {
+	if err := s.Refresh(ctx); err != nil {
+		return nil, err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	t, ok := s.timelines[o.Timeline]
+	if !ok {
+		return nil, fmt.Errorf("write to timeline %s: %w", o.Timeline, ErrNoPosition)
+	}
+	if t.ended != nil {
+		return nil, fmt.Errorf("write to timeline %s: %w: generation %d has closed it", o.Timeline, ErrFenced, t.ended.Generation)
+	}
+	for _, other := range s.timelines {
+		if other.desc.Generation > o.Generation {
+			return nil, fmt.Errorf("write as generation %d: %w: there is generation %d", o.Generation, ErrFenced, other.desc.Generation)
+		}
+	}
+	return &Writer{s: s, opts: o, b: segment.NewBuilder(), next: t.tail.Position + 1, at: t.tail.Time, seal: t.tail, tail: t.tail}, nil
+}
+
+// Timeline returns the timeline that it appends to.
+func (w *Writer) Timeline() holdfast.TimelineID { return w.opts.Timeline }
+
+// Next returns the position that the next Write, Zero or Mark is given.
+func (w *Writer) Next() holdfast.Position {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.next
+}
+
+// Tail returns the end of what is committed.
+func (w *Writer) Tail() Tail {
+	w.cmu.Lock()
+	defer w.cmu.Unlock()
+	return w.tail
+}
+
+// Pending returns how many bytes of data wait for Seal, and the first position
+// that does.
+func (w *Writer) Pending() (bytes int64, first holdfast.Position) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.b.Empty() {
+		return 0, w.next
+	}
+	return w.b.RawBytes(), w.b.First()
+}
+
+// Full says whether the segment at hand has reached a limit of the format, so
+// that it must be sealed before anything is added.
+func (w *Writer) Full() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.b.Full()
+}
+
+func (w *Writer) checkExtent(disk string, e block.Extent) error {
+	for _, d := range w.s.desc.Disks {
+		if d.ID != disk {
+			continue
+		}
+		if e.Offset < 0 || e.Length <= 0 || e.Offset%block.SectorSize != 0 || e.Length%block.SectorSize != 0 || e.Offset > d.Size-e.Length {
+			return fmt.Errorf("write of %d bytes at %d to disk %q of %d bytes: want multiples of %d within the disk", e.Length, e.Offset, disk, d.Size, block.SectorSize)
+		}
+		return nil
+	}
+	return fmt.Errorf("stream %s has no disk %q", w.s.desc.ID, disk)
+}
+
+// take gives the next position and a time that does not go back. mu is held.
+func (w *Writer) take(now time.Time) (holdfast.Position, time.Time) {
+	if now = now.Round(0).Truncate(time.Microsecond); now.Before(w.at) {
+		now = w.at
+	}
+	pos := w.next
+	w.next, w.at = pos+1, now
+	return pos, now
+}
+
+// Write adds a write; data is copied. It is in the vault after Seal and Commit.
+func (w *Writer) Write(disk string, off int64, data []byte, now time.Time) (holdfast.Position, error) {
+	if err := w.checkExtent(disk, block.Extent{Offset: off, Length: int64(len(data))}); err != nil {
+		return 0, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	pos, now := w.take(now)
+	w.b.Write(pos, now, disk, off, data)
+	return pos, nil
+}
+
+// Zero adds a zeroing; hole says that the space was freed.
+func (w *Writer) Zero(disk string, e block.Extent, hole bool, now time.Time) (holdfast.Position, error) {
+	if err := w.checkExtent(disk, e); err != nil {
+		return 0, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	pos, now := w.take(now)
+	w.b.Zero(pos, now, disk, e.Offset, e.Length, hole)
+	return pos, nil
+}
+
+// Mark adds a mark.
+func (w *Writer) Mark(m Mark, now time.Time) (holdfast.Position, error) {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return 0, err
+	}
+	if len(b) > segment.MaxMark {
+		return 0, fmt.Errorf("mark of %d bytes, the limit is %d", len(b), segment.MaxMark)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	pos, now := w.take(now)
+	w.b.Mark(pos, now, b)
+	return pos, nil
+}
+
+// Seal closes what was added so far as a segment and encodes it, while adding
+// goes on into the next. It returns nil if there is nothing.
+func (w *Writer) Seal(time.Time) (*Sealed, error) {
+	w.mu.Lock()
+	b := w.b
+	if b.Empty() {
+		w.mu.Unlock()
+		return nil, nil
+	}
+	w.b = segment.NewBuilder()
+	w.mu.Unlock()
+	h := segment.Header{
+		Kind: segment.Writes, Generation: w.opts.Generation, Stream: w.s.desc.ID, Timeline: w.opts.Timeline,
+		Seq: w.seal.Seq + 1, Prev: w.seal.Hash,
+	}
+	encoded, h, err := b.Finish(h, w.s.key, w.s.v.codec)
+	if err != nil {
+		return nil, fmt.Errorf("seal segment %d of timeline %s: %w", h.Seq, h.Timeline, err)
+	}
+	sealed := sealedOf(h, encoded)
+	w.seal = tailOf(sealed)
+	return sealed, nil
+}
+
+func sealedOf(h segment.Header, encoded []byte) *Sealed {
+	s := &Sealed{Seq: h.Seq, First: h.First, Last: h.Last, Time: h.LastTime, Encoded: encoded, RawBytes: h.RawBytes}
+	copy(s.Hash[:], encoded[len(encoded)-segment.FooterSize:])
+	return s
+}
+
+func tailOf(s *Sealed) Tail {
+	return Tail{Seq: s.Seq, Position: s.Last, Time: s.Time, Hash: s.Hash}
+}
+
+// Adopt takes a segment that an earlier writer had sealed and kept, and that may
+// not be in the vault. It must follow what was adopted or committed before, and
+// nothing may have been added since the writer was opened. It fails with
+// ErrAlreadyCommitted if the vault has this very segment, and with ErrFenced if
+// it has another in its place.
+func (w *Writer) Adopt(encoded []byte) (*Sealed, error) {
+	r, err := segment.Open(encoded, w.s.key, w.s.v.codec)
+	if err != nil {
+		return nil, err
+	}
+	h := r.Header
+	sealed := sealedOf(h, encoded)
+	if h.Stream != w.s.desc.ID || h.Timeline != w.opts.Timeline {
+		return nil, fmt.Errorf("segment is of stream %s, timeline %s", h.Stream, h.Timeline)
+	}
+	if h.Seq <= w.Tail().Seq {
+		return nil, w.s.compareCommitted(h.Timeline, sealed)
+	}
+	if h.Seq != w.seal.Seq+1 || h.Prev != w.seal.Hash {
+		return nil, fmt.Errorf("%w: segment %d does not follow segment %d", ErrCorrupt, h.Seq, w.seal.Seq)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.b.Empty() {
+		return nil, errors.New("vault: Adopt after Write")
+	}
+	w.seal = tailOf(sealed)
+	w.next, w.at = h.Last+1, h.LastTime
+	return sealed, nil
+}
+
+// compareCommitted says how a segment stands to the one that the vault has in
+// its place.
+func (s *Stream) compareCommitted(tl holdfast.TimelineID, sealed *Sealed) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, l := range s.timelines[tl].segs {
+		if l.Header.Seq == sealed.Seq && l.hash == sealed.Hash {
+			return ErrAlreadyCommitted
+		}
+	}
+	return fmt.Errorf("segment %d: %w: another writer has written this one", sealed.Seq, ErrFenced)
+}
+
+// Commit puts a sealed segment into the vault; it is durable when Commit returns
+// nil. Segments are committed in the order in which they were sealed. It may be
+// repeated after an error. It fails with ErrFenced if the timeline was closed,
+// or another writer has put a segment in its place.
+func (w *Writer) Commit(ctx context.Context, sealed *Sealed) error {
+	tail := w.Tail()
+	if sealed.Seq <= tail.Seq {
+		return nil
+	}
+	if sealed.Seq != tail.Seq+1 {
+		return fmt.Errorf("commit segment %d after segment %d: out of order", sealed.Seq, tail.Seq)
+	}
+	name := segmentName(w.s.desc.ID, w.opts.Timeline, sealed.Seq)
+	err := w.s.v.store.PutIfAbsent(ctx, name, sealed.Encoded)
+	if errors.Is(err, objstore.ErrExists) {
+		err = w.taken(ctx, name, sealed)
+	}
+	if err != nil {
+		return fmt.Errorf("commit segment %d of timeline %s: %w", sealed.Seq, w.opts.Timeline, err)
+	}
+	w.cmu.Lock()
+	w.tail = tailOf(sealed)
+	w.cmu.Unlock()
+	return nil
+}
+
+// taken looks at who has put a segment in the place of ours: ourselves, in an
+// attempt that seemed to fail, or somebody else.
+func (w *Writer) taken(ctx context.Context, name string, sealed *Sealed) error {
+	b, _, err := w.s.v.store.Get(ctx, name)
+	if err != nil {
+		return err
+	}
+	if string(b) == string(sealed.Encoded) {
+		return nil
+	}
+	h, err := segment.ParseHeader(b)
+	if err != nil {
+		return damaged(name, err)
+	}
+	if h.Kind == segment.End {
+		return fmt.Errorf("%w: generation %d has closed it", ErrFenced, h.Generation)
+	}
+	return fmt.Errorf("%w: another writer has written this segment", ErrFenced)
+}

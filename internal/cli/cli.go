@@ -57,6 +57,8 @@ type Env struct {
 	// ReadSecret reads a line that is not shown while it is typed. Nil: a line
 	// of Stdin.
 	ReadSecret func() (string, error)
+	// Width returns the terminal's width in columns. Nil: 80.
+	Width func() int
 	// Client makes clients. Nil: api.NewClient.
 	Client func(api.ClientOptions) (*api.Client, error)
 	// ExtraCommands returns commands that are main's, like server and gateway.
@@ -70,6 +72,9 @@ type Env struct {
 func (e *Env) applyDefaults() {
 	if e.IsTerminal == nil {
 		e.IsTerminal = func(any) bool { return false }
+	}
+	if e.Width == nil {
+		e.Width = func() int { return 80 }
 	}
 	if e.Client == nil {
 		e.Client = api.NewClient
@@ -120,7 +125,7 @@ func (a *app) root() *cobra.Command {
 		Args:             cobra.ArbitraryArgs,
 		PersistentPreRun: func(*cobra.Command, []string) { a.started = true },
 	}
-	root.RunE = needSubcommand
+	root.RunE, root.SuggestionsMinimumDistance = needSubcommand, 2
 	root.SetIn(a.Stdin)
 	root.SetOut(a.Stdout)
 	root.SetErr(a.Stderr)
@@ -143,7 +148,7 @@ func (a *app) root() *cobra.Command {
 
 // group returns a command that has only subcommands.
 func group(name, short string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: name, Short: short, Args: cobra.ArbitraryArgs, RunE: needSubcommand}
+	cmd := &cobra.Command{Use: name, Short: short, Args: cobra.ArbitraryArgs, RunE: needSubcommand, SuggestionsMinimumDistance: 2}
 	cmd.AddCommand(commands...)
 	return cmd
 }
@@ -257,6 +262,10 @@ func (a *app) explain(err error) *api.Problem {
 // printProblem says what went wrong, on Stderr.
 func (a *app) printProblem(p *api.Problem) {
 	if a.json {
+		if p.Type == "" {
+			told := *p
+			told.Type, p = "about:blank", &told
+		}
 		printJSON(a.Stderr, p)
 		return
 	}

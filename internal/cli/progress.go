@@ -230,19 +230,39 @@ func (v *jobView) taskLine(task api.Task) string {
 	return line
 }
 
-// presentLine is the line of the task that is being done.
+// presentLine is the line of the task that is being done: on a terminal, as
+// much of it as fits.
 func (v *jobView) presentLine(task api.Task, p *api.Progress) string {
-	line := "  now        " + plain(task.Title)
+	mark := "now"
 	if task.State != api.JobInProgress {
-		line = fmt.Sprintf("  %-9s  %s", words(task.State), plain(task.Title))
+		mark = words(task.State)
 	}
-	if text := progressText(p); text != "" {
-		if v.IsTerminal(v.Stderr) && p.Total > 0 {
-			line += "  " + bar(p.Done, p.Total, 20)
+	head := fmt.Sprintf("  %-9s  %s", mark, plain(task.Title))
+	text := progressText(p)
+	if text == "" {
+		return head
+	}
+	full := head + "  " + text
+	if !v.IsTerminal(v.Stderr) {
+		return full
+	}
+	choices := []string{full}
+	if p.Total > 0 {
+		brief := strings.TrimPrefix(rateText(p), ", ")
+		choices = []string{
+			head + "  " + bar(p.Done, p.Total, 20) + "  " + text, full,
+			head + "  " + bar(p.Done, p.Total, 10) + " " + percent(p.Done, p.Total) + "  " + brief,
+			head + "  " + percent(p.Done, p.Total) + "  " + brief,
 		}
-		line += "  " + text
 	}
-	return line
+	width := v.Width() - 1 // the last column makes some terminals wrap
+	for _, line := range choices {
+		if utf8.RuneCountInString(line) <= width {
+			return line
+		}
+	}
+	last := []rune(choices[len(choices)-1])
+	return string(last[:max(0, min(len(last), width-1))]) + "…"
 }
 
 // progressText tells progress in numbers: how much, how fast, how long yet.
@@ -250,26 +270,37 @@ func progressText(p *api.Progress) string {
 	if p == nil || p.Done == 0 && p.Total == 0 {
 		return ""
 	}
-	amount := func(n int64) string {
-		if p.Unit == "bytes" {
-			return size(n)
-		}
-		return fmt.Sprint(n)
-	}
-	text := amount(p.Done)
+	text := amount(p, p.Done)
 	if p.Total > 0 {
-		text = fmt.Sprintf("%s of %s (%s)", text, amount(p.Total), percent(p.Done, p.Total))
+		text += " of " + amount(p, p.Total)
 	}
 	if p.Unit != "bytes" && p.Unit != "" {
 		text += " " + plain(p.Unit)
 	}
+	if p.Total > 0 {
+		text += " (" + percent(p.Done, p.Total) + ")"
+	}
+	return text + rateText(p)
+}
+
+// rateText tells how fast, and how long yet, each led by a comma.
+func rateText(p *api.Progress) string {
+	text := ""
 	if p.Rate > 0 {
-		text += ", " + amount(int64(p.Rate)) + "/s"
+		text = ", " + amount(p, int64(p.Rate)) + "/s"
 	}
 	if p.ETASeconds != nil {
 		text += ", " + span(*p.ETASeconds) + " left"
 	}
 	return text
+}
+
+// amount tells a number in the unit of p.
+func amount(p *api.Progress, n int64) string {
+	if p.Unit == "bytes" {
+		return size(n)
+	}
+	return fmt.Sprint(n)
 }
 
 func bar(done, total int64, width int) string {
@@ -281,10 +312,6 @@ func bar(done, total int64, width int) string {
 // a line of its own now and then.
 func (v *jobView) draw(line string) {
 	if v.IsTerminal(v.Stderr) {
-		const width = 100 // beyond that a line would wrap, and could not be drawn over
-		if utf8.RuneCountInString(line) > width {
-			line = string([]rune(line)[:width-1]) + "…"
-		}
 		fmt.Fprint(v.Stderr, "\r\x1b[K"+line)
 		v.drawn = true
 		return

@@ -201,7 +201,11 @@ func (w *World) DisableItem(_ context.Context, item string, d api.Disable) (api.
 	if err := w.call("DisableItem", item, d); err != nil {
 		return api.Job{}, err
 	}
-	return w.startJob("disable", item), nil
+	found, err := pick(w, &w.Items, "item", item, func(i api.Item) bool { return i.ID == item || i.Name == item })
+	if err != nil {
+		return api.Job{}, err
+	}
+	return w.startJob("disable", found.Name), nil
 }
 
 // ListPoints implements httpd.Points.

@@ -1,12 +1,15 @@
 package holdfast
 
+import "slices"
+
 // table is the item's state machine, all of it.
 func table() []row {
-	return append(replicationRows(), failoverRows()...)
+	return slices.Concat(replicationRows(), failoverRows(), commitRows())
 }
 
 const (
 	waitForJob    = "Wait until its job has ended; watch it with holdfast job watch"
+	again         = "Mend what its job names as the cause and "
 	waitProtected = "Wait until the item is protected; holdfast item show tells how far the copy is"
 )
 
@@ -92,12 +95,11 @@ func notFailedOver() []refusal {
 	}
 }
 
-// failoverRows are the states from the beginning of a failover until the item
-// replicates again.
+// failoverRows are the states from the beginning of a failover until its
+// commit.
 func failoverRows() []row {
 	const recovered = "the machine is failed over and waits for commit"
 	const commitFirst = "Commit the failover first, or undo it"
-	const again = "Mend what its job names as the cause and "
 	return []row{
 		{StateFailingOver, "The machine is being brought up at the other side.",
 			[]move{
@@ -151,7 +153,12 @@ func failoverRows() []row {
 				no(OpCommit, "the recovered machine is not complete", again+"change the recovery point again, then commit"),
 				no(OpCancel, "no job is running", "Change the recovery point again"),
 				no("", "changing the recovery point failed", again+"change the recovery point again")}},
+	}
+}
 
+// commitRows are the states from a commit until the item replicates again.
+func commitRows() []row {
+	return []row{
 		{StateCommitting, "The failover is being made final.",
 			[]move{after(OutcomeSucceeded, StateCommitted), after(OutcomeFailed, StateCommitFailed)},
 			[]refusal{

@@ -170,6 +170,7 @@ type Failure struct {
 // it. The first in an error's tree fills in a Failure.
 type Describer interface {
 	error
+	// Describe returns code, cause and hint; each may be empty.
 	Describe() (code, cause, hint string)
 }
 

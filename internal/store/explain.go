@@ -86,6 +86,12 @@ func uniqueViolation(err error) bool {
 		(se.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || se.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
 }
 
+// idTaken reports whether an insert met an id that is taken.
+func idTaken(err error) bool {
+	var se *sqlite.Error
+	return errors.As(err, &se) && se.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
+}
+
 // foreignKeyViolation reports whether a write met a reference that does not
 // hold.
 func foreignKeyViolation(err error) bool {

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
-	"strings"
 
 	"github.com/holdfast-dr/holdfast"
 )
@@ -22,7 +21,7 @@ func (s *Store) CreateItem(ctx context.Context, it holdfast.Item) (holdfast.Item
 		}
 		_, err = tx.ExecContext(ctx, "INSERT INTO items (id, name, primary_site, recovery_site, machine_id, version, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
 			it.ID, it.Name, it.PrimarySite, it.RecoverySite, it.MachineID, it.Version, string(body))
-		return itemRefused(it, err)
+		return itemRefused(ctx, tx, it, err)
 	})
 	if err != nil {
 		return holdfast.Item{}, err
@@ -30,15 +29,21 @@ func (s *Store) CreateItem(ctx context.Context, it holdfast.Item) (holdfast.Item
 	return it, nil
 }
 
-func itemRefused(it holdfast.Item, err error) error {
+// itemRefused says what in the item the database did not take.
+func itemRefused(ctx context.Context, tx *sql.Tx, it holdfast.Item, err error) error {
 	e := &holdfast.Error{Op: "record item", Thing: it.Name}
 	switch {
-	case uniqueViolation(err) && strings.Contains(err.Error(), "items.machine_id"):
-		e.Kind, e.Err = holdfast.KindConflict, ErrConflict
-		e.Cause, e.Hint = "machine "+it.MachineName+" is protected already", "See its item with holdfast item list, or disable its protection first"
 	case uniqueViolation(err):
 		e.Kind, e.Err = holdfast.KindConflict, ErrConflict
 		e.Cause, e.Hint = "there is an item of this name already", "Choose another name"
+		var other string
+		err := tx.QueryRowContext(ctx, "SELECT name FROM items WHERE primary_site = ? AND machine_id = ? AND id <> ?", it.PrimarySite, it.MachineID, it.ID).Scan(&other)
+		switch {
+		case err == nil:
+			e.Cause, e.Hint = "machine "+it.MachineName+" is protected already, as item "+other, "Look at it with holdfast item show, or disable its protection first"
+		case !errors.Is(err, sql.ErrNoRows):
+			return err
+		}
 	case foreignKeyViolation(err):
 		e.Kind, e.Err = holdfast.KindInvalid, ErrNotFound
 		e.Cause, e.Hint = "its primary or its recovery site does not exist", "Add the site first; see the sites with holdfast site list"
@@ -83,7 +88,7 @@ func (s *Store) UpdateItem(ctx context.Context, it holdfast.Item) (holdfast.Item
 		res, err := tx.ExecContext(ctx, `UPDATE items SET name = ?, primary_site = ?, recovery_site = ?, machine_id = ?, version = ?, body = ?
 			WHERE id = ? AND version = ?`, it.Name, it.PrimarySite, it.RecoverySite, it.MachineID, it.Version, string(body), it.ID, expected)
 		if err != nil {
-			return itemRefused(it, err)
+			return itemRefused(ctx, tx, it, err)
 		}
 		return changedOne(ctx, tx, res, changed{"items", "item", it.ID, it.Name})
 	})

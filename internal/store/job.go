@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/job"
@@ -24,7 +23,7 @@ func (s *Store) CreateJob(ctx context.Context, j job.Job) error {
 		_, err = tx.ExecContext(ctx, "INSERT INTO jobs (id, kind, subject, state, unfinished, created_at, version, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
 			j.ID, j.Kind, j.Subject, string(j.State), !j.State.Ended(), j.CreatedAt.UnixNano(), j.Version, string(body))
 		switch {
-		case uniqueViolation(err) && strings.Contains(err.Error(), "jobs.id"):
+		case idTaken(err):
 			return jobError(j.ID, holdfast.KindConflict, fmt.Errorf("%w: its id is taken", job.ErrConflict))
 		case uniqueViolation(err):
 			return jobError(j.ID, holdfast.KindConflict, job.ErrBusy)

@@ -59,7 +59,20 @@ func (c *controller) step(ctx context.Context) error {
 		}
 	}
 	c.publish()
+	if c.lostDisk(snap) && time.Since(c.openedAt) > refusedPause {
+		c.close() // look at the machine anew: it may have changed
+	}
 	return nil
+}
+
+// lostDisk says whether a disk is not found in QEMU.
+func (c *controller) lostDisk(snap snapshot) bool {
+	for _, t := range c.disks {
+		if snap.root(c.machineDisk(t.disk.ID)) == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // ask asks the ingest about a disk.
@@ -91,6 +104,9 @@ func (c *controller) assess(t *tracked, snap snapshot, s situation) situation {
 // show makes the decision and the progress visible.
 func (t *tracked) show(s situation, d decision, now time.Time) {
 	st := DiskState{ID: t.disk.ID, Size: t.disk.Size, Mode: d.mode, Problem: d.problem}
+	if st.Problem == "" && t.ended != "" && d.mode != ModeContinuous {
+		st.Problem = "QEMU ended the copy (" + t.ended + "), and it begins again; if this repeats, look at the source's storage"
+	}
 	switch {
 	case s.job != nil && d.mode != ModeContinuous && !s.job.Ready:
 		// The job counts what the guest writes meanwhile, too.
@@ -146,6 +162,7 @@ func (c *controller) act(ctx context.Context, t *tracked, s situation, a action)
 		return nil
 	case actDismiss:
 		c.log.Warn("mirror job ended", "disk", t.disk.ID, "error", s.job.Error)
+		t.ended, t.retryAt = s.job.Error, time.Now().Add(refusedPause)
 		err = c.execute(ctx, "job-dismiss", map[string]any{"id": t.names.job}, nil)
 	case actDelete:
 		err = c.execute(ctx, "blockdev-del", map[string]any{"node-name": t.names.target}, nil)
@@ -236,7 +253,7 @@ func (c *controller) claim(ctx context.Context, t *tracked, s situation) error {
 		c.log.Debug("in sync was refused", "disk", t.disk.ID, "error", err)
 		return nil // the connection has changed, or the ingest has: the next poll sees
 	}
-	t.claimed, t.epoch, t.seeded, t.passTotal = true, s.epoch, true, 0
+	t.claimed, t.epoch, t.seeded, t.passTotal, t.ended = true, s.epoch, true, 0, ""
 	t.state.Mode, t.state.Done, t.state.Total, t.state.Rate = ModeContinuous, 0, 0, 0
 	return nil
 }

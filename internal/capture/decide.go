@@ -148,8 +148,8 @@ func (s situation) inSync() bool {
 	if j == nil || !j.Ready || j.Paused || j.failed() || j.Status != "ready" || j.Offset != j.Len {
 		return false
 	}
-	if j.ActivelySynced != nil && !*j.ActivelySynced {
-		return false
+	if j.ActivelySynced != nil { // since QEMU 8.2
+		return *j.ActivelySynced && s.dirty == 0
 	}
 	return s.known && s.dirty == 0
 }

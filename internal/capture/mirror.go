@@ -249,6 +249,7 @@ type tracked struct {
 	epoch     uint64    // of claimed
 	passTotal int64     // most that was dirty in this catch-up
 	retryAt   time.Time // not before: QEMU refused something
+	ended     string    // why QEMU ended the last job, until in sync again
 	moved     time.Time
 	rateAt    time.Time
 	rateDone  int64

@@ -223,7 +223,9 @@ func TestIngestRestart(t *testing.T) {
 		l.eventually("the loss is seen", func() bool { return l.mirror.State().Mode() != capture.ModeContinuous })
 		l.in.counted("vda")
 		l.in.start()
+		back := time.Now()
 		l.awaitSync()
+		t.Logf("in sync %v after the ingest was back", time.Since(back).Round(time.Millisecond))
 		if n, _ := l.in.counted("vda"); n < granule || n > 2*granule {
 			t.Errorf("round %d: %d bytes were sent again, want the 2 changed granules of %d", round, n, granule)
 		}

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,8 +14,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/holdfast-dr/holdfast/internal/provider"
 )
@@ -191,11 +190,19 @@ func (s *site) begin(want provider.Recovered) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	err := saveJSON(filepath.Join(dir, "state.json"), state{Recovered: want, MachineID: uuid.NewString()}, true)
+	err := saveJSON(filepath.Join(dir, "state.json"), state{Recovered: want, MachineID: newUUID()}, true)
 	if errors.Is(err, fs.ErrExist) {
 		return nil // another call was faster
 	}
 	return errors.Join(err, syncDir(filepath.Join(s.dir, recoveredDir)), syncDir(s.dir))
+}
+
+// newUUID returns a random UUID of version 4.
+func newUUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand aborts the program instead
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 // plan returns the definition of the recovered machine.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -343,4 +344,58 @@ func TestViewGone(t *testing.T) {
 		t.Error("the read did not wait for the view")
 		<-back
 	}
+}
+
+// TestConcurrentCalls checks that many starts make one process, and that Remove
+// ends a hydration.
+func TestConcurrentCalls(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	const size = 16 * mib
+	b.serveView(size)
+	_, err := b.site.Target.Define(t.Context(), b.recovered("h", "m", size))
+	b.must(err)
+	errs := make(chan error, 4)
+	for range cap(errs) {
+		go func() {
+			errs <- errors.Join(b.site.Target.Start(t.Context(), "h"), qemu.StartMachine(t.Context(), b.dir, "m"))
+		}()
+	}
+	for range cap(errs) {
+		b.must(<-errs)
+	}
+	if n := b.processes(); n != 1 {
+		t.Errorf("%d processes of QEMU, want 1", n)
+	}
+	var once sync.Once
+	copying := make(chan struct{})
+	go func() {
+		errs <- b.site.Target.Hydrate(t.Context(), "h", func(int64, int64) { once.Do(func() { close(copying) }) })
+	}()
+	<-copying
+	b.must(b.site.Target.Remove(t.Context(), "h"))
+	if err := <-errs; err == nil {
+		t.Log("the hydration was faster") // 16 MiB are soon copied
+	}
+	if n := b.processes(); n != 0 {
+		t.Errorf("%d processes of QEMU after Remove, want none", n)
+	}
+	if _, err := os.Stat(filepath.Join(b.dir, "recovered", "h")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left behind: %v", err)
+	}
+}
+
+// processes counts the processes of QEMU that belong to the bench.
+func (b *bench) processes() int {
+	b.t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	b.must(err)
+	n := 0
+	for _, path := range all {
+		cmdline, err := os.ReadFile(path)
+		if err == nil && strings.HasPrefix(string(cmdline), "qemu-system") && strings.Contains(string(cmdline), b.dir+"/") {
+			n++
+		}
+	}
+	return n
 }

@@ -66,10 +66,7 @@ func (c *serverConn) read(ctx context.Context, r request) error {
 	}
 	spans := []block.Span{{Extent: e}}
 	if r.flags&cmdFlagDF == 0 {
-		var err error
-		if spans, err = c.spans(ctx, e, maxReadSpans); err != nil {
-			return err
-		}
+		spans = c.spans(ctx, e, maxReadSpans)
 	}
 	size := 0
 	for _, sp := range spans {
@@ -134,11 +131,11 @@ func (c *serverConn) blockStatus(ctx context.Context, r request) error {
 }
 
 // spans is mapped over the whole extent: what comes after the last span that
-// fits is taken for data.
-func (c *serverConn) spans(ctx context.Context, e block.Extent, most int) ([]block.Span, error) {
+// fits is taken for data. Without a map a disk can still be read.
+func (c *serverConn) spans(ctx context.Context, e block.Extent, most int) []block.Span {
 	spans, err := c.mapped(ctx, e, most)
 	if err != nil {
-		return nil, err
+		return []block.Span{{Extent: e}}
 	}
 	for i := range spans {
 		spans[i].Hole = false // a read does not tell zeroes from holes
@@ -152,7 +149,7 @@ func (c *serverConn) spans(ctx context.Context, e block.Extent, most int) ([]blo
 		last.Zero = false
 		last.Length += rest
 	}
-	return spans, nil
+	return spans
 }
 
 // mapped returns at least one and at most the given number of spans that cover

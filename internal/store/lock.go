@@ -33,3 +33,9 @@ func lockFile(name string) (*os.File, error) {
 	_, _ = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
 	return f, nil
 }
+
+// unlockFile gives the lock up, also if a process that is just being started
+// still has a copy of the file.
+func unlockFile(f *os.File) error {
+	return errors.Join(syscall.Flock(int(f.Fd()), syscall.LOCK_UN), f.Close())
+}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/pressly/goose/v3"
 	_ "modernc.org/sqlite" // the driver "sqlite"
@@ -50,6 +51,7 @@ type Store struct {
 	lock   *os.File
 	writer *sql.DB // one connection
 	reader *sql.DB
+	closed atomic.Bool
 }
 
 // Open opens the database in the file path, and creates it, and its directory,
@@ -190,8 +192,11 @@ func (s *Store) migrate(ctx context.Context) error {
 	return err
 }
 
-// Close closes the database and gives up the lock.
+// Close closes the database and gives up the lock. Closing twice is no error.
 func (s *Store) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
 	var errs []error
 	if s.reader != nil {
 		errs = append(errs, s.reader.Close())
@@ -200,7 +205,7 @@ func (s *Store) Close() error {
 		errs = append(errs, s.writer.Close())
 	}
 	if s.lock != nil {
-		errs = append(errs, s.lock.Close())
+		errs = append(errs, unlockFile(s.lock))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close database %s: %w", s.path, err)

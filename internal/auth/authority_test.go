@@ -118,7 +118,9 @@ func TestAuthorityDamage(t *testing.T) {
 		when   time.Time
 		want   error
 	}{
-		{"server certificate garbled", func(dir string) error { return os.WriteFile(filepath.Join(dir, "server.pem"), []byte("garbage"), 0o600) }, now, nil},
+		{"server certificate garbled", func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "server.pem"), []byte("garbage"), 0o600)
+		}, now, nil},
 		{"server certificate of another authority", func(dir string) error {
 			other := filepath.Join(dir, "other")
 			if _, err := auth.OpenAuthority(auth.AuthorityOptions{Dir: other, Now: at(now)}); err != nil {
@@ -127,7 +129,9 @@ func TestAuthorityDamage(t *testing.T) {
 			return os.Rename(filepath.Join(other, "server.pem"), filepath.Join(dir, "server.pem"))
 		}, now, nil},
 		{"public file missing", func(dir string) error { return os.Remove(filepath.Join(dir, "ca.pem")) }, now, nil},
-		{"authority garbled", func(dir string) error { return os.WriteFile(filepath.Join(dir, "ca-key.pem"), []byte("garbage"), 0o600) }, now, auth.ErrAuthority},
+		{"authority garbled", func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "ca-key.pem"), []byte("garbage"), 0o600)
+		}, now, auth.ErrAuthority},
 		{"authority empty", func(dir string) error { return os.Truncate(filepath.Join(dir, "ca-key.pem"), 0) }, now, auth.ErrAuthority},
 		{"authority's key missing", func(dir string) error { return os.Remove(filepath.Join(dir, "ca-key.pem")) }, now, auth.ErrAuthority},
 		{"authority is a server certificate", func(dir string) error {

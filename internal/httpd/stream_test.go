@@ -105,8 +105,9 @@ func TestEventsHeartbeatAndResume(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.run()
-	lines, closeStream := b.lines(t.Context(), "/v1/events")
-	until(t, lines, ": still here") // following has begun, or soon will
+	begin := fmt.Sprint(now.UnixMicro()) // the log's, so that it does not matter when following begins
+	lines, closeStream := b.lines(t.Context(), "/v1/events?after="+begin)
+	until(t, lines, ": still here")
 	until(t, lines, ": still here")
 	b.world.Log.Publish(api.Event{Type: api.EventItemChanged, Item: "i-1"})
 	first := strings.TrimPrefix(until(t, lines, "id: "), "id: ")

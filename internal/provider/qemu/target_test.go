@@ -227,6 +227,16 @@ func TestRecoverHydrateRestart(t *testing.T) {
 	b.guest("web", "write -P 0x77 3M 64k")
 
 	var last, total int64
+	var stopped time.Time
+	qemu.InterruptHydrate(b.site, func(step string) error {
+		switch step {
+		case "stopped":
+			stopped = time.Now()
+		case "changed":
+			t.Logf("the machine stood still for %v", time.Since(stopped).Round(time.Millisecond))
+		}
+		return nil
+	})
 	b.must(target.Hydrate(ctx, "h1", func(d, n int64) { last, total = d, n }))
 	if last != total || total == 0 {
 		t.Errorf("progress ended at %d of %d", last, total)

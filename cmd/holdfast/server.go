@@ -1,0 +1,343 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/holdfast-dr/holdfast/internal/auth"
+	"github.com/holdfast-dr/holdfast/internal/gateway"
+	"github.com/holdfast-dr/holdfast/internal/httpd"
+	"github.com/holdfast-dr/holdfast/internal/objstore"
+	"github.com/holdfast-dr/holdfast/internal/orchestrator"
+	"github.com/holdfast-dr/holdfast/internal/recovery"
+	"github.com/holdfast-dr/holdfast/internal/store"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+	"github.com/holdfast-dr/holdfast/internal/vfs"
+)
+
+// serverOptions are the flags of `holdfast server`.
+type serverOptions struct {
+	state, vault, keyFile, listen, logLevel string
+	hosts                                   []string
+	noGateway                               bool
+	bound                                   time.Duration
+	tuning                                  gateway.Tuning
+}
+
+// serverCommand is `holdfast server`.
+func serverCommand() *cobra.Command {
+	var o serverOptions
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run the server: API, jobs, vault, and a gateway for this host",
+		Long: `Run the server. It belongs at the recovery site: it must survive the loss of the
+primary one. The first start makes the state directory, a vault with a key of
+its own, a certificate authority, and an admin token that is printed once.
+
+Keep a copy of vault.key from the state directory in a safe place: without it
+nobody can read the vault.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runServer(cmd.Context(), o, cmd.OutOrStdout(), newLogger(cmd.ErrOrStderr(), o.logLevel))
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.state, "state", "/var/lib/holdfast", "state directory")
+	f.StringVar(&o.vault, "vault", "", "directory of the vault (default: vault in the state directory)")
+	f.StringVar(&o.keyFile, "vault-key", "", "file with the vault's key (default: vault.key in the state directory)")
+	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "address of the API")
+	f.StringSliceVar(&o.hosts, "host", nil, "names and addresses by which clients reach the server, for its certificate")
+	f.BoolVar(&o.noGateway, "no-gateway", false, "do not start a gateway on this host")
+	f.DurationVar(&o.bound, "bound", 2*time.Second, "for how long a guest's write may wait for the gateway on this host")
+	f.DurationVar(&o.tuning.SealInterval, "seal-interval", 500*time.Millisecond, "how often what was written goes to the vault")
+	f.Int64Var(&o.tuning.SpoolLimit, "spool-limit", 1<<30, "bytes that a gateway keeps when the vault is slower than the guests")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}
+
+func (o *serverOptions) applyDefaults() error {
+	var err error
+	if o.state, err = filepath.Abs(o.state); err != nil {
+		return err
+	}
+	if o.vault == "" {
+		o.vault = filepath.Join(o.state, "vault")
+	}
+	if o.keyFile == "" {
+		o.keyFile = filepath.Join(o.state, "vault.key")
+	}
+	o.vault, err = filepath.Abs(o.vault)
+	return err
+}
+
+// runServer runs every part until ctx ends.
+func runServer(ctx context.Context, o serverOptions, out io.Writer, log *slog.Logger) error {
+	if err := o.applyDefaults(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.state, 0o711); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	db, err := store.Open(ctx, filepath.Join(o.state, "holdfast.db"))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	v, key, err := openVault(ctx, o, db, log)
+	if err != nil {
+		return err
+	}
+	host, _ := os.Hostname() // only for people to read
+	owner, err := serverID(ctx, db)
+	if err != nil {
+		return err
+	}
+	ctx, lease, err := v.AcquireLease(ctx, vault.LeaseOptions{Owner: owner, Host: host, Logger: log})
+	if err != nil {
+		return fmt.Errorf("vault %s: %w", o.vault, err)
+	}
+	defer lease.Release()
+	p, err := newParts(ctx, o, parts{db: db, vault: v, key: key, out: out, log: log})
+	if err != nil {
+		return err
+	}
+	return p.run(ctx)
+}
+
+// parts are what a server consists of.
+type parts struct {
+	db     *store.Store
+	vault  *vault.Vault
+	key    vault.Key
+	out    io.Writer
+	log    *slog.Logger
+	opts   serverOptions
+	views  *recovery.Exports
+	orch   *orchestrator.Orchestrator
+	http   *httpd.Server
+	tokens *auth.Tokens
+	tls    *auth.Authority
+}
+
+func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
+	p.opts = o
+	socket := filepath.Join(o.state, "run", "views.sock")
+	if len(socket) > maxSocketPath {
+		return nil, fmt.Errorf("state directory %s is too long a path for a socket below it: choose a shorter one", o.state)
+	}
+	p.views = recovery.NewExports(recovery.Options{Socket: socket, Logger: p.log})
+	events := httpd.NewEventLog(10_000, time.Now())
+	own := "unix:" + gatewaySocket(o.gatewayDir())
+	var err error
+	p.orch, err = orchestrator.New(orchestrator.Options{
+		Store: p.db, Jobs: p.db, Vault: p.vault, VaultRef: gateway.VaultRef{Directory: o.vault, Key: p.key.String()},
+		Views: p.views, OpenSite: openSite, VaultLocation: o.vault, Tuning: o.tuning, Publish: events.Publish, Logger: p.log,
+		VaultFree: func() (int64, error) { return vfs.OS.Free(o.vault) },
+		Gateway: func(address string) (orchestrator.Gateway, error) {
+			if address == "" {
+				address = own
+			}
+			return gateway.NewClient(address)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	hostname, _, err := net.SplitHostPort(o.listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen address %q: %w", o.listen, err)
+	}
+	p.tls, err = auth.OpenAuthority(auth.AuthorityOptions{Dir: filepath.Join(o.state, "tls"), Hosts: append(o.hosts, hostname), Logger: p.log})
+	if err != nil {
+		return nil, err
+	}
+	p.tokens = auth.NewTokens(p.db)
+	p.http, err = httpd.New(httpd.Options{
+		Addr: o.listen, TLS: p.tls.ServerTLS(), Tokens: p.tokens, Logger: p.log, Version: version(),
+		Service: httpd.Service{Sites: p.orch, Machines: p.orch, Items: p.orch, Points: p.orch, Jobs: p.orch, Vault: p.orch, Events: events, Health: p.orch},
+	})
+	return &p, err
+}
+
+func (o serverOptions) gatewayDir() string { return filepath.Join(o.state, "gateway") }
+
+// run runs the parts, and says where and how the server is reached.
+func (p *parts) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	if !p.opts.noGateway {
+		g.Go(func() error { return keepGateway(ctx, p.opts, p.log) })
+	}
+	g.Go(func() error { return p.views.Run(ctx) })
+	g.Go(func() error { return p.orch.Run(ctx) })
+	g.Go(func() error { return p.http.Run(ctx) })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.http.Ready():
+		}
+		return p.greet(ctx)
+	})
+	return g.Wait()
+}
+
+// greet prints the address, and at the first start the admin token.
+func (p *parts) greet(ctx context.Context) error {
+	fmt.Fprintf(p.out, "holdfast server listens on https://%s\n", p.http.Addr())
+	fmt.Fprintf(p.out, "certificate authority: %s\n", filepath.Join(p.opts.state, "tls", "ca.pem"))
+	all, err := p.tokens.List(ctx)
+	if err != nil || len(all) > 0 {
+		return err
+	}
+	_, secret, err := p.tokens.Create(ctx, auth.CreateOptions{Name: "admin", Role: auth.RoleAdmin, Now: time.Now()})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(p.out, "admin token, shown this once: %s\n", secret)
+	fmt.Fprintf(p.out, "next: holdfast login https://%s --ca-file %s\n", p.http.Addr(), filepath.Join(p.opts.state, "tls", "ca.pem"))
+	return nil
+}
+
+// The names of settings in the database.
+const (
+	settingVault  = "vault_id"
+	settingServer = "server_id"
+)
+
+// serverID returns what names this server to others, made at its first start.
+func serverID(ctx context.Context, db *store.Store) (string, error) {
+	id, err := db.Setting(ctx, settingServer)
+	if err != nil || id != "" {
+		return id, err
+	}
+	id = fmt.Sprintf("server-%d-%d", os.Getpid(), time.Now().UnixNano())
+	return id, db.SetSetting(ctx, settingServer, id)
+}
+
+// openVault opens the vault, or makes one at the server's first start. A vault
+// that has gone missing is never made anew.
+func openVault(ctx context.Context, o serverOptions, db *store.Store, log *slog.Logger) (*vault.Vault, vault.Key, error) {
+	known, err := db.Setting(ctx, settingVault)
+	if err != nil {
+		return nil, vault.Key{}, err
+	}
+	if known != "" {
+		if _, err := os.Stat(o.vault); err != nil {
+			return nil, vault.Key{}, fmt.Errorf("vault directory %s: %w\nhint: mount the file system that holds vault %s, or name its place with --vault", o.vault, err, known)
+		}
+	} else if err := os.MkdirAll(o.vault, 0o700); err != nil {
+		return nil, vault.Key{}, fmt.Errorf("vault directory: %w", err)
+	}
+	objects, err := objstore.NewDir(vfs.OS, o.vault)
+	if err != nil {
+		return nil, vault.Key{}, err
+	}
+	key, err := readKey(o.keyFile)
+	if errors.Is(err, os.ErrNotExist) && known == "" {
+		if key, err = makeKey(ctx, objects, o.keyFile); err != nil {
+			return nil, key, err
+		}
+	}
+	if err != nil {
+		return nil, key, fmt.Errorf("vault key: %w\nhint: put the key of vault %s back, or name its place with --vault-key", err, known)
+	}
+	v, err := vault.Open(ctx, objects, key, vault.Options{Logger: log})
+	if errors.Is(err, vault.ErrNotVault) && known == "" {
+		v, err = vault.Create(ctx, objects, vault.CreateOptions{Key: key, Now: time.Now()})
+	}
+	if err != nil {
+		return nil, key, fmt.Errorf("vault %s: %w", o.vault, err)
+	}
+	if known != "" && v.ID() != known {
+		return nil, key, fmt.Errorf("directory %s holds vault %s, and this server works with vault %s\nhint: mount the right one, or use another state directory", o.vault, v.ID(), known)
+	}
+	return v, key, db.SetSetting(ctx, settingVault, v.ID())
+}
+
+func readKey(file string) (vault.Key, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return vault.Key{}, err
+	}
+	return vault.ParseKey(strings.TrimSpace(string(b)))
+}
+
+// makeKey makes the key of a new vault; never beside a vault that exists, whose
+// key this cannot be.
+func makeKey(ctx context.Context, objects objstore.Store, file string) (vault.Key, error) {
+	if entries, err := objects.List(ctx, "", ""); err != nil || len(entries) > 0 {
+		return vault.Key{}, errors.Join(err, fmt.Errorf("the vault's directory is not empty, and there is no key at %s\nhint: name the vault's key with --vault-key, or an empty directory with --vault", file))
+	}
+	key, err := vault.NewKey()
+	if err != nil {
+		return key, err
+	}
+	if err := vfs.WriteFileAtomic(vfs.OS, file, []byte(key.String()+"\n")); err != nil {
+		return key, fmt.Errorf("keep vault key: %w", err)
+	}
+	return key, os.Chmod(file, 0o600)
+}
+
+// keepGateway keeps a gateway alive on this host. It is a process of its own and
+// survives the server: a guest's replication must not depend on it.
+func keepGateway(ctx context.Context, o serverOptions, log *slog.Logger) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	c, err := gateway.NewClient("unix:" + gatewaySocket(o.gatewayDir()))
+	if err != nil {
+		return err
+	}
+	for {
+		ask, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := c.Statuses(ask)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			if err := startGateway(self, o, log); err != nil {
+				log.Error("gateway is not started", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// startGateway starts a gateway in a session of its own. If one runs already and
+// is only slow to answer, the new one finds its directory locked and ends.
+func startGateway(self string, o serverOptions, log *slog.Logger) error {
+	if err := os.MkdirAll(o.gatewayDir(), 0o711); err != nil {
+		return err
+	}
+	logFile, err := os.OpenFile(filepath.Join(o.gatewayDir(), "gateway.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer logFile.Close()
+	cmd := exec.Command(self, "gateway", "--dir", o.gatewayDir(), "--bound", o.bound.String(), "--log-level", o.logLevel)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	log.Info("gateway is started", "pid", cmd.Process.Pid, "log", logFile.Name())
+	go func() { _ = cmd.Wait() }() // collects it if it ends before the server; why is in its log
+	return nil
+}
+

@@ -1,0 +1,245 @@
+package gateway
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+
+	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/vfs"
+)
+
+// recordKind says what a journal record holds.
+type recordKind uint8
+
+const (
+	recordWrite recordKind = 1
+	recordZero  recordKind = 2
+	recordHole  recordKind = 3
+	recordMark  recordKind = 4 // payload: the mark as JSON
+)
+
+// record is one entry of the journal: what the sequencer gave to the vault's
+// writer, in order.
+type record struct {
+	Kind     recordKind
+	Disk     uint16 // index in the stream's list of disks
+	Position holdfast.Position
+	Time     time.Time
+	Offset   int64
+	Length   int64
+	Payload  []byte // recordWrite: Length bytes; recordMark: JSON; else empty
+}
+
+// A journal record is a header of recordHeader bytes, little endian, and the
+// payload:
+//
+//	0  4  CRC-32C of all that follows
+//	4  4  payload length
+//	8  1  kind
+//	9  1  zero
+//	10 2  disk
+//	12 4  zero
+//	16 8  position
+//	24 8  time, Unix nanoseconds
+//	32 8  offset
+//	40 8  length
+const (
+	recordHeader  = 48
+	maxPayload    = 64 << 20
+	journalSuffix = ".journal"
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// journal keeps what was acknowledged and is not yet in the vault, in files
+// that are removed as a whole once the vault or the spool has their last
+// position. It is not safe for concurrent use: the sequencer's lock guards it.
+type journal struct {
+	fs    vfs.FS
+	dir   string
+	file  vfs.File
+	files []journalFile // oldest first; the last one is open if file != nil
+	buf   []byte
+}
+
+// journalFile is one file and the last position that it holds.
+type journalFile struct {
+	name string
+	last holdfast.Position
+	size int64
+}
+
+// openJournal finds the journal's files in dir and returns their records, in
+// order, through replay. A torn record ends its file: it was never acknowledged.
+func openJournal(fsys vfs.FS, dir string, replay func(record) error) (*journal, error) {
+	if err := fsys.MkdirAll(dir); err != nil {
+		return nil, fmt.Errorf("open journal %s: %w", dir, err)
+	}
+	names, err := fsys.List(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open journal %s: %w", dir, err)
+	}
+	j := &journal{fs: fsys, dir: dir}
+	for _, name := range names {
+		if !strings.HasSuffix(name, journalSuffix) {
+			continue
+		}
+		f := journalFile{name: name}
+		if err := j.replayFile(&f, replay); err != nil {
+			return nil, fmt.Errorf("replay journal %s: %w", path.Join(dir, name), err)
+		}
+		j.files = append(j.files, f)
+	}
+	return j, nil
+}
+
+func (j *journal) replayFile(jf *journalFile, replay func(record) error) error {
+	f, err := j.fs.Open(path.Join(j.dir, jf.name))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return err
+	}
+	r := io.NewSectionReader(f, 0, size)
+	for {
+		rec, err := readRecord(r)
+		if errors.Is(err, io.EOF) || errors.Is(err, errTorn) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		jf.last = rec.Position
+		jf.size += int64(recordHeader + len(rec.Payload))
+		if err := replay(rec); err != nil {
+			return err
+		}
+	}
+}
+
+// errTorn says that a record is not whole.
+var errTorn = errors.New("torn journal record")
+
+// readRecord decodes one record. It returns io.EOF at the end and errTorn for
+// anything that is not a whole record.
+func readRecord(r io.Reader) (record, error) {
+	var h [recordHeader]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return record{}, errTorn
+		}
+		return record{}, err
+	}
+	n := binary.LittleEndian.Uint32(h[4:])
+	if n > maxPayload {
+		return record{}, errTorn
+	}
+	rec := record{
+		Kind:     recordKind(h[8]),
+		Disk:     binary.LittleEndian.Uint16(h[10:]),
+		Position: holdfast.Position(binary.LittleEndian.Uint64(h[16:])),
+		Time:     time.Unix(0, int64(binary.LittleEndian.Uint64(h[24:]))),
+		Offset:   int64(binary.LittleEndian.Uint64(h[32:])),
+		Length:   int64(binary.LittleEndian.Uint64(h[40:])),
+		Payload:  make([]byte, n),
+	}
+	if _, err := io.ReadFull(r, rec.Payload); err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return record{}, errTorn
+		}
+		return record{}, err
+	}
+	sum := crc32.Update(crc32.Checksum(h[4:], castagnoli), castagnoli, rec.Payload)
+	if sum != binary.LittleEndian.Uint32(h[:]) {
+		return record{}, errTorn
+	}
+	return rec, nil
+}
+
+// append writes one record, so that it survives the death of the process. On an
+// error the file is cut back to the record before, and nothing was kept.
+func (j *journal) append(rec record) error {
+	if j.file == nil {
+		if err := j.create(rec.Position); err != nil {
+			return err
+		}
+	}
+	j.buf = appendRecord(j.buf[:0], rec)
+	cur := &j.files[len(j.files)-1]
+	if _, err := j.file.WriteAt(j.buf, cur.size); err != nil {
+		_ = j.file.Truncate(cur.size) // best effort: a torn tail is ignored by replay
+		return fmt.Errorf("append to journal %s: %w", path.Join(j.dir, cur.name), err)
+	}
+	cur.size += int64(len(j.buf))
+	cur.last = rec.Position
+	return nil
+}
+
+func appendRecord(b []byte, rec record) []byte {
+	var h [recordHeader]byte
+	binary.LittleEndian.PutUint32(h[4:], uint32(len(rec.Payload)))
+	h[8] = byte(rec.Kind)
+	binary.LittleEndian.PutUint16(h[10:], rec.Disk)
+	binary.LittleEndian.PutUint64(h[16:], uint64(rec.Position))
+	binary.LittleEndian.PutUint64(h[24:], uint64(rec.Time.UnixNano()))
+	binary.LittleEndian.PutUint64(h[32:], uint64(rec.Offset))
+	binary.LittleEndian.PutUint64(h[40:], uint64(rec.Length))
+	sum := crc32.Update(crc32.Checksum(h[4:], castagnoli), castagnoli, rec.Payload)
+	binary.LittleEndian.PutUint32(h[:], sum)
+	return append(append(b, h[:]...), rec.Payload...)
+}
+
+func (j *journal) create(first holdfast.Position) error {
+	name := first.String() + journalSuffix
+	f, err := j.fs.Create(path.Join(j.dir, name))
+	if err != nil {
+		return fmt.Errorf("create journal file %s: %w", path.Join(j.dir, name), err)
+	}
+	j.file = f
+	j.files = append(j.files, journalFile{name: name})
+	return nil
+}
+
+// rotate lets the next record begin a new file.
+func (j *journal) rotate() error {
+	if j.file == nil {
+		return nil
+	}
+	err := j.file.Close()
+	j.file = nil
+	return err
+}
+
+// release removes the closed files whose records are all at or before last.
+func (j *journal) release(last holdfast.Position) error {
+	for len(j.files) > 0 {
+		if j.files[0].last > last || (len(j.files) == 1 && j.file != nil) {
+			return nil
+		}
+		err := j.fs.Remove(path.Join(j.dir, j.files[0].name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("release journal: %w", err)
+		}
+		j.files = j.files[1:]
+	}
+	return nil
+}
+
+// size returns the bytes that the journal holds.
+func (j *journal) size() int64 {
+	var n int64
+	for _, f := range j.files {
+		n += f.size
+	}
+	return n
+}

@@ -1,0 +1,186 @@
+package orchestrator
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"time"
+
+	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/api"
+	"github.com/holdfast-dr/holdfast/internal/job"
+	"github.com/holdfast-dr/holdfast/internal/provider"
+)
+
+// ListItems returns all items, sorted by name.
+func (c *Orchestrator) ListItems(ctx context.Context) ([]api.Item, error) {
+	items, err := c.opts.Store.Items(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names, err := c.siteNames(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]api.Item, len(items))
+	for i, it := range items {
+		out[i] = c.apiItem(ctx, it, names)
+	}
+	return out, nil
+}
+
+// GetItem returns one item, looked at anew.
+func (c *Orchestrator) GetItem(ctx context.Context, idOrName string) (api.Item, error) {
+	it, err := c.opts.Store.Item(ctx, idOrName)
+	if err != nil {
+		return api.Item{}, err
+	}
+	names, err := c.siteNames(ctx)
+	if err != nil {
+		return api.Item{}, err
+	}
+	c.observe(ctx, it)
+	return c.apiItem(ctx, it, names), nil
+}
+
+// ListPoints returns what an item can be recovered to, newest first.
+func (c *Orchestrator) ListPoints(ctx context.Context, idOrName string) (api.Points, error) {
+	it, err := c.opts.Store.Item(ctx, idOrName)
+	if err != nil {
+		return api.Points{}, err
+	}
+	out := api.Points{Item: it.ID, Points: []api.Point{}, Ranges: []api.PointRange{}}
+	if it.State == holdfast.StateEnabling || it.State == holdfast.StateEnablingFailed {
+		return out, nil
+	}
+	h, err := c.history(ctx, it)
+	if err != nil {
+		return out, err
+	}
+	if newest, ok := h.Newest(); ok {
+		p := apiPoint(newest)
+		out.Newest = &p
+	}
+	for _, p := range slices.Backward(h.Points) {
+		out.Points = append(out.Points, apiPoint(p))
+	}
+	for _, r := range slices.Backward(h.Ranges) {
+		out.Ranges = append(out.Ranges, api.PointRange{
+			Timeline: uint32(r.Timeline), From: r.From.String(), To: r.To.String(), FromTime: r.FromTime, ToTime: r.ToTime,
+		})
+	}
+	return out, nil
+}
+
+// siteNames maps ids of sites to their names.
+func (c *Orchestrator) siteNames(ctx context.Context) (map[string]string, error) {
+	sites, err := c.opts.Store.Sites(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]string{}
+	for _, s := range sites {
+		names[s.ID] = s.Name
+	}
+	return names, nil
+}
+
+// apiItem shows an item with what was observed of it last.
+func (c *Orchestrator) apiItem(ctx context.Context, it holdfast.Item, sites map[string]string) api.Item {
+	ob := c.lastObserved(it.ID)
+	it.Status = ob.status
+	out := api.Item{
+		ID: it.ID, Name: it.Name, Machine: api.MachineRef{ID: it.MachineID, Name: it.MachineName, Disks: []api.MachineDisk{}},
+		PrimarySite: sites[it.PrimarySite], RecoverySite: sites[it.RecoverySite], ActiveSite: sites[it.ActiveSite()],
+		State: string(it.State), TestState: string(it.Test.State), Direction: string(it.Direction), Policy: apiPolicy(it.Policy),
+		Health:     api.Health{Level: string(it.Health()), Findings: []api.Finding{}},
+		Stream:     api.ItemStream{ID: it.Stream.String(), Timeline: uint32(it.Timeline), Generation: uint32(it.Generation)},
+		CurrentJob: it.CurrentJob, Version: it.Version, CreatedAt: it.CreatedAt, Allowed: []string{}, Blocked: []api.BlockedOperation{},
+	}
+	for _, d := range it.Disks {
+		out.Machine.Disks = append(out.Machine.Disks, api.MachineDisk{ID: d.ID, Size: d.Size, Boot: d.Boot})
+	}
+	for _, f := range it.Status.Findings {
+		out.Health.Findings = append(out.Health.Findings, api.Finding{
+			Code: string(f.Code), Severity: string(f.Severity), Summary: f.Summary, Cause: f.Cause, Advice: f.Advice, Since: f.Since,
+		})
+	}
+	for _, a := range it.Allowed() {
+		if a.Allowed {
+			out.Allowed = append(out.Allowed, string(a.Operation))
+			continue
+		}
+		out.Blocked = append(out.Blocked, api.BlockedOperation{Operation: string(a.Operation), Reason: a.Reason, NextStep: a.Advice})
+	}
+	if replicates(it.State) {
+		out.Replication = apiReplication(it, ob)
+	}
+	if it.Handle != "" && it.RecoveryPoint != nil {
+		out.Recovery = c.apiRecovery(ctx, it, ob, sites)
+	}
+	return out
+}
+
+func apiReplication(it holdfast.Item, ob observation) *api.Replication {
+	r := &api.Replication{
+		Mode: string(ob.status.Mode), Disks: []api.DiskSync{}, BacklogBytes: ob.status.Backlog,
+		ReceivedBytes: ob.gateway.Counts.Received, StoredBytes: ob.stored, SentBytes: ob.gateway.Counts.Stored,
+		LastReceivedAt: ob.gateway.AsOf,
+	}
+	var left, rate float64
+	for _, d := range ob.gateway.Disks {
+		r.Disks = append(r.Disks, api.DiskSync{ID: d.ID, Done: d.Done, Total: d.Total})
+		rate += d.Rate
+		left += float64(d.Total - d.Done)
+	}
+	r.Rate = rate
+	if rate > 0 && left > 0 {
+		eta := left / rate
+		r.ETASeconds = &eta
+	}
+	if p := ob.status.Newest; p != nil {
+		rpo := ob.status.RPO.Seconds()
+		r.RPOSeconds = &rpo
+		r.Newest = &api.StreamMoment{Timeline: uint32(it.Timeline), Position: p.Position.String(), Time: p.Time}
+	}
+	return r
+}
+
+func (c *Orchestrator) apiRecovery(ctx context.Context, it holdfast.Item, ob observation, sites map[string]string) *api.Recovery {
+	out := &api.Recovery{Site: sites[it.ActiveSite()], MachineName: it.MachineName, Power: string(provider.PowerUnknown), Point: apiPoint(*it.RecoveryPoint), NeedsView: true}
+	if st := ob.recovery; st != nil {
+		out.Power, out.MachineID, out.StartedAt = string(st.Power), st.MachineID, st.StartedAt
+		out.HydratedBytes, out.TotalBytes, out.NeedsView = st.Hydrated, st.Total, st.NeedsView
+	}
+	// The last failover's own figures are in its job.
+	jobs, err := c.engine.List(ctx, job.Filter{Subject: it.ID, Kind: kindFailover, State: job.Succeeded, Limit: 1})
+	if err == nil && len(jobs) == 1 {
+		var res jobResult
+		if json.Unmarshal(jobs[0].Result, &res) == nil {
+			out.RPOSeconds, out.RTOSeconds = res.RPO, res.RTO
+			if res.MachineName != "" {
+				out.MachineName = res.MachineName
+			}
+		}
+	}
+	return out
+}
+
+func apiPoint(p holdfast.RecoveryPoint) api.Point {
+	return api.Point{ID: p.ID, Name: p.Name, Timeline: uint32(p.Timeline), Position: p.Position.String(), Time: p.Time, Consistency: string(p.Consistency)}
+}
+
+func apiPolicy(p holdfast.Policy) api.Policy {
+	p = p.WithDefaults()
+	return api.Policy{
+		RPOThreshold: int64(p.RPOThreshold / time.Second), PointInterval: int64(p.PointInterval / time.Second),
+		HistoryWindow: int64(p.Retention.Reach() / time.Second),
+	}
+}
+
+// policyOf reads a policy as it was asked for.
+func policyOf(p api.Policy) holdfast.Policy {
+	out := holdfast.Policy{RPOThreshold: time.Duration(p.RPOThreshold) * time.Second, PointInterval: time.Duration(p.PointInterval) * time.Second}
+	out.Retention.Window = time.Duration(p.HistoryWindow) * time.Second
+	return out.WithDefaults()
+}

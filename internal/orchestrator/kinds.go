@@ -1,0 +1,188 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/api"
+	"github.com/holdfast-dr/holdfast/internal/gateway"
+	"github.com/holdfast-dr/holdfast/internal/job"
+	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+)
+
+// hydrateKind copies, while a recovered machine runs, what it still reads from
+// the vault. It is started by itself.
+func (c *Orchestrator) hydrateKind() job.Kind {
+	return job.Kind{
+		Name: kindHydrate, Title: "Make the recovered machine independent of the vault",
+		Tasks: []job.Task{
+			{Name: "hydrate", Title: "Copy what is still read from the vault", Run: c.withItem(c.hydrate),
+				Retry: job.Retry{Attempts: 5, Delay: 2 * time.Second}},
+			{Name: "detach", Title: "Stop serving the view", Run: c.withItem(func(_ context.Context, _ *job.Step, it holdfast.Item) error {
+				return c.dropView(it, it.Handle)
+			})},
+		},
+	}
+}
+
+func (c *Orchestrator) hydrate(ctx context.Context, step *job.Step, it holdfast.Item) error {
+	if it.Handle == "" {
+		return job.Skip("the item has no recovered machine any more")
+	}
+	return c.withSite(ctx, it.ActiveSite(), func(site holdfast.Site, s *provider.Site) error {
+		err := s.Target.Hydrate(ctx, it.Handle, func(done, total int64) { step.Progress(done, total, "bytes") })
+		if err != nil && ctx.Err() == nil {
+			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "hydrate machine at site", Thing: site.Name, Err: err,
+				Hint: "The machine goes on reading from the vault meanwhile; keep the server up"}
+		}
+		return err
+	})
+}
+
+// disableInput is what disabling was asked for.
+type disableInput struct {
+	Item string `json:"item"`
+}
+
+// DisableItem starts the job that ends the protection of an item. Its history
+// stays in the vault.
+func (c *Orchestrator) DisableItem(ctx context.Context, idOrName string, req api.Disable) (api.Job, error) {
+	it, err := c.opts.Store.Item(ctx, idOrName)
+	if err != nil {
+		return api.Job{}, err
+	}
+	if err := c.checkVersion(it, req.IfVersion); err != nil {
+		return api.Job{}, err
+	}
+	if req.DeleteHistory {
+		return api.Job{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "disable protection", Thing: it.Name,
+			Cause: "this version cannot delete history", Hint: "Disable protection without deleting the history"}
+	}
+	if ob := c.observe(ctx, it); ob.recovery != nil && ob.recovery.NeedsView {
+		return api.Job{}, &holdfast.Error{Kind: holdfast.KindNotAllowed, Op: "disable protection", Thing: it.Name,
+			Cause: "its recovered machine still reads from the vault", Hint: "Wait until its hydrate job has ended"}
+	}
+	if it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
+		i.Status = c.lastObserved(i.ID).status
+		return i.Apply(holdfast.OpDisable)
+	}); err != nil {
+		return api.Job{}, err
+	}
+	return c.submit(ctx, kindDisable, it, disableInput{Item: it.ID}, holdfast.OpDisable)
+}
+
+func (c *Orchestrator) disableKind() job.Kind {
+	return job.Kind{
+		Name: kindDisable, Title: "Disable protection",
+		Tasks: []job.Task{
+			{Name: "withdraw", Title: "Have the gateway stop and leave the machine as it was", Run: c.withItem(c.disableWithdraw),
+				NoReturn: true, Retry: job.Retry{Attempts: 3, Delay: time.Second}},
+		},
+		Finish: &job.Task{Name: "finish", Title: "Remove the item", Run: c.disableFinish},
+	}
+}
+
+func (c *Orchestrator) disableWithdraw(ctx context.Context, step *job.Step, it holdfast.Item) error {
+	g, site, err := c.gatewayOf(ctx, it)
+	if err == nil {
+		err = g.Withdraw(ctx, it.ID)
+	}
+	if err == nil || errors.Is(err, gateway.ErrUnknownOrder) {
+		return nil
+	}
+	if it.RecoveryPoint != nil {
+		step.Warn("the gateway of site " + site.Name + " could not be reached; it is fenced off already: " + err.Error())
+		return nil
+	}
+	return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "withdraw order from gateway of site", Thing: site.Name, Err: err,
+		Hint: "Start the gateway there, then disable protection again"}
+}
+
+func (c *Orchestrator) disableFinish(ctx context.Context, step *job.Step) error {
+	var in disableInput
+	if err := decodeInput(step, &in); err != nil {
+		return err
+	}
+	outcome := holdfast.OutcomeFailed
+	if step.Ending().State == job.Succeeded {
+		outcome = holdfast.OutcomeSucceeded
+	}
+	it, err := c.updateItem(ctx, in.Item, func(i holdfast.Item) (holdfast.Item, error) {
+		i.CurrentJob = ""
+		if i.State != holdfast.StateDisabling {
+			return i, nil
+		}
+		return i.After(outcome)
+	})
+	if errors.Is(err, &holdfast.Error{Kind: holdfast.KindNotFound}) {
+		return nil
+	}
+	if err != nil || it.State != holdfast.StateUnprotected {
+		return err
+	}
+	return c.opts.Store.DeleteItem(ctx, it.ID)
+}
+
+// verifyInput is what verifying was asked for.
+type verifyInput struct {
+	Stream string `json:"stream,omitempty"`
+}
+
+// verifyOutcome is the report of the last verification.
+type verifyOutcome struct{ report api.VerifyReport }
+
+// VerifyVault starts the job that reads the vault as a whole and checks it.
+func (c *Orchestrator) VerifyVault(ctx context.Context, req api.VerifyVault) (api.Job, error) {
+	if req.Stream != "" {
+		if _, err := holdfast.ParseStreamID(req.Stream); err != nil {
+			return api.Job{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "verify vault", Thing: req.Stream, Err: err}
+		}
+	}
+	j, err := c.engine.Submit(ctx, kindVerify, "vault", verifyInput{Stream: req.Stream})
+	if err != nil {
+		return api.Job{}, err
+	}
+	return c.apiJob(ctx, j), nil
+}
+
+func (c *Orchestrator) verifyKind() job.Kind {
+	return job.Kind{
+		Name: kindVerify, Title: "Verify the vault",
+		Tasks: []job.Task{{Name: "verify", Title: "Read everything and check it", Run: c.verify}},
+	}
+}
+
+func (c *Orchestrator) verify(ctx context.Context, step *job.Step) error {
+	var in verifyInput
+	if err := decodeInput(step, &in); err != nil {
+		return err
+	}
+	opts := vault.VerifyOptions{Progress: func(done, total int64) { step.Progress(done, total, "bytes") }}
+	if in.Stream != "" {
+		id, err := holdfast.ParseStreamID(in.Stream)
+		if err != nil {
+			return err
+		}
+		opts.Stream = &id
+	}
+	rep, err := c.opts.Vault.Verify(ctx, opts)
+	if err != nil {
+		return vaultError("verify vault", c.opts.VaultLocation, err)
+	}
+	out := apiVerify(rep, c.now())
+	c.mu.Lock()
+	c.verified = &verifyOutcome{report: out}
+	c.mu.Unlock()
+	if err := step.SetResult(ctx, jobResult{Verify: &out}); err != nil {
+		return err
+	}
+	if n := len(out.Damaged); n > 0 {
+		return &holdfast.Error{Kind: holdfast.KindCorrupt, Op: "verify vault", Thing: c.opts.VaultLocation,
+			Cause: "damaged objects were found: " + out.Damaged[0].Object + ": " + out.Damaged[0].Detail,
+			Hint:  "Recovery points named in the report cannot be used; others can. Restore the objects from a copy of the vault"}
+	}
+	return nil
+}

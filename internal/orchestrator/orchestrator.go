@@ -1,0 +1,235 @@
+// Package orchestrator carries out operations on items as durable jobs: it
+// decides with the domain's table, records its intents, and has gateways, vault,
+// views and providers do the work. It is what the REST interface is an
+// interface to.
+//
+// It owns no goroutine outside of Run. Everything that it needs to go on after
+// a crash is in the store, in the vault, or with the provider.
+package orchestrator
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/api"
+	"github.com/holdfast-dr/holdfast/internal/block"
+	"github.com/holdfast-dr/holdfast/internal/gateway"
+	"github.com/holdfast-dr/holdfast/internal/job"
+	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+)
+
+// Store is what the orchestrator keeps: sites and items. Its methods fail with
+// an *holdfast.Error of kind not_found or conflict, are durable when they return
+// nil, and are safe for concurrent use.
+type Store interface {
+	SiteStore
+	ItemStore
+}
+
+// SiteStore keeps sites.
+type SiteStore interface {
+	CreateSite(ctx context.Context, s holdfast.Site) (holdfast.Site, error)
+	Site(ctx context.Context, idOrName string) (holdfast.Site, error)
+	Sites(ctx context.Context) ([]holdfast.Site, error)
+	DeleteSite(ctx context.Context, id string) error
+}
+
+// ItemStore keeps items.
+type ItemStore interface {
+	CreateItem(ctx context.Context, it holdfast.Item) (holdfast.Item, error)
+	Item(ctx context.Context, idOrName string) (holdfast.Item, error)
+	Items(ctx context.Context) ([]holdfast.Item, error)
+	UpdateItem(ctx context.Context, it holdfast.Item) (holdfast.Item, error)
+	DeleteItem(ctx context.Context, id string) error
+}
+
+// Gateway is a gateway as the orchestrator uses it; *gateway.Client is one.
+type Gateway interface {
+	Put(ctx context.Context, o gateway.Order) error
+	Withdraw(ctx context.Context, item string) error
+	Status(ctx context.Context, item string) (gateway.Status, error)
+	Point(ctx context.Context, item, name string) (gateway.PointReply, error)
+}
+
+// Views serves disks of views to targets; *recovery.Exports does.
+type Views interface {
+	Socket() string
+	Add(name string, image block.Image) error
+	Has(name string) bool
+	Remove(name string) error
+}
+
+// Options are what an orchestrator works with.
+type Options struct {
+	Store    Store
+	Jobs     job.Store
+	Vault    *vault.Vault
+	VaultRef gateway.VaultRef
+	Views    Views
+	// Gateway returns the gateway at an address; "" is the server's own.
+	Gateway func(address string) (Gateway, error)
+	// OpenSite opens a site with its provider.
+	OpenSite func(ctx context.Context, providerName string, settings json.RawMessage) (*provider.Site, error)
+	// VaultLocation and VaultFree say where the vault is and what is free there.
+	VaultLocation string
+	VaultFree     func() (int64, error)
+	Tuning        gateway.Tuning
+	// Publish tells who follows what happens; nil: nobody.
+	Publish func(api.Event)
+	// Observe is how often items are looked at. Default 500 ms.
+	Observe time.Duration
+	Logger  *slog.Logger
+	Now     func() time.Time
+	// JobHook is job.Options.Hook: for tests.
+	JobHook func(when string, j job.Job) error
+}
+
+// Orchestrator carries out operations. Its methods are safe for concurrent use.
+type Orchestrator struct {
+	opts   Options
+	log    *slog.Logger
+	now    func() time.Time
+	engine *job.Engine
+
+	// mu guards what was observed last.
+	mu       sync.Mutex
+	observed map[string]observation
+	streams  map[holdfast.StreamID]*vault.Stream
+	verified *verifyOutcome
+}
+
+// New returns an orchestrator that does nothing before Run.
+func New(o Options) (*Orchestrator, error) {
+	if o.Observe <= 0 {
+		o.Observe = 500 * time.Millisecond
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	c := &Orchestrator{
+		opts: o, log: o.Logger, now: o.Now,
+		observed: map[string]observation{}, streams: map[holdfast.StreamID]*vault.Stream{},
+	}
+	c.engine = job.New(o.Jobs, job.Options{Logger: o.Logger, Now: o.Now, Hook: o.JobHook})
+	err := c.engine.Register(c.protectKind(), c.failoverKind(), c.hydrateKind(), c.disableKind(), c.verifyKind())
+	return c, err
+}
+
+// Run serves again the views that recovered machines read from, goes on with
+// unfinished jobs, and observes the items, until ctx ends.
+func (c *Orchestrator) Run(ctx context.Context) error {
+	if err := c.serveViews(ctx); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.engine.Run(ctx) })
+	g.Go(func() error { return c.observeLoop(ctx) })
+	g.Go(func() error { return c.forwardEvents(ctx) })
+	return g.Wait()
+}
+
+// newID returns a random id with a prefix.
+func newID(prefix string) string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return prefix + "-" + hex.EncodeToString(b[:])
+}
+
+// updateItem changes an item as recorded, again if somebody else changed it
+// meanwhile. change sees the newest one.
+func (c *Orchestrator) updateItem(ctx context.Context, id string, change func(holdfast.Item) (holdfast.Item, error)) (holdfast.Item, error) {
+	for {
+		it, err := c.opts.Store.Item(ctx, id)
+		if err != nil {
+			return it, err
+		}
+		next, err := change(it)
+		if err != nil {
+			return it, err
+		}
+		stored, err := c.opts.Store.UpdateItem(ctx, next)
+		if errors.Is(err, &holdfast.Error{Kind: holdfast.KindConflict}) && ctx.Err() == nil {
+			continue
+		}
+		if err == nil {
+			c.publish(api.Event{Type: api.EventItemChanged, Item: stored.ID, Message: stored.Name + " is " + string(stored.State)})
+		}
+		return stored, err
+	}
+}
+
+// stream opens a stream of the vault, once.
+func (c *Orchestrator) stream(ctx context.Context, id holdfast.StreamID) (*vault.Stream, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s, ok := c.streams[id]; ok {
+		return s, nil
+	}
+	s, err := c.opts.Vault.OpenStream(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	c.streams[id] = s
+	return s, nil
+}
+
+// withSite opens a site for the time of a call.
+func (c *Orchestrator) withSite(ctx context.Context, id string, f func(holdfast.Site, *provider.Site) error) error {
+	rec, err := c.opts.Store.Site(ctx, id)
+	if err != nil {
+		return err
+	}
+	site, err := c.opts.OpenSite(ctx, rec.Provider, rec.Settings)
+	if err != nil {
+		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "open site", Thing: rec.Name, Err: err,
+			Hint: "Check that the site's machines can be reached with the settings of the site"}
+	}
+	return errors.Join(f(rec, site), site.Close())
+}
+
+// gatewayOf returns the gateway beside an item's source.
+func (c *Orchestrator) gatewayOf(ctx context.Context, it holdfast.Item) (Gateway, holdfast.Site, error) {
+	site, err := c.opts.Store.Site(ctx, it.ActiveSite())
+	if err != nil {
+		return nil, site, err
+	}
+	g, err := c.opts.Gateway(site.Gateway)
+	if err != nil {
+		return nil, site, &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "reach gateway", Thing: site.Name, Err: err}
+	}
+	return g, site, nil
+}
+
+// sleep waits for d and says whether ctx is still alive.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// decodeInput decodes what a job was submitted with.
+func decodeInput(step *job.Step, v any) error {
+	if err := step.Input(v); err != nil {
+		return fmt.Errorf("decode job input: %w", err)
+	}
+	return nil
+}

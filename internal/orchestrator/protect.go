@@ -1,0 +1,327 @@
+package orchestrator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/api"
+	"github.com/holdfast-dr/holdfast/internal/gateway"
+	"github.com/holdfast-dr/holdfast/internal/job"
+	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+)
+
+// The kinds of jobs.
+const (
+	kindProtect  = "protect"
+	kindFailover = "failover"
+	kindHydrate  = "hydrate"
+	kindDisable  = "disable"
+	kindVerify   = "vault_verify"
+)
+
+// itemInput is the input of every job on an item.
+type itemInput struct {
+	Item string `json:"item"`
+}
+
+// ProtectMachine makes an item of a machine and starts the job that replicates
+// it. The item is recorded when it returns.
+func (c *Orchestrator) ProtectMachine(ctx context.Context, req api.Protect) (api.Job, error) {
+	from, err := c.opts.Store.Site(ctx, req.Site)
+	if err != nil {
+		return api.Job{}, err
+	}
+	to, err := c.opts.Store.Site(ctx, req.RecoverySite)
+	if err != nil {
+		return api.Job{}, err
+	}
+	if from.ID == to.ID {
+		return api.Job{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "protect machine", Thing: req.Machine,
+			Cause: "source and recovery site are the same", Hint: "Name another recovery site"}
+	}
+	m, err := c.findMachine(ctx, from, req.Machine)
+	if err != nil {
+		return api.Job{}, err
+	}
+	if err := protectable(m); err != nil {
+		return api.Job{}, err
+	}
+	it, err := c.newItem(req, m, from, to)
+	if err != nil {
+		return api.Job{}, err
+	}
+	if it, err = c.recordItem(ctx, it); err != nil {
+		return api.Job{}, err
+	}
+	return c.submit(ctx, kindProtect, it, itemInput{Item: it.ID}, holdfast.OpEnable)
+}
+
+// findMachine finds a machine at its site.
+func (c *Orchestrator) findMachine(ctx context.Context, site holdfast.Site, idOrName string) (m provider.Machine, err error) {
+	err = c.withSite(ctx, site.ID, func(_ holdfast.Site, s *provider.Site) error {
+		if s.Source == nil || s.Inventory == nil {
+			return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "protect machine", Thing: idOrName,
+				Cause: "machines of site " + site.Name + " cannot be protected", Hint: "Use a site whose provider can be a source"}
+		}
+		m, err = s.Inventory.Machine(ctx, idOrName)
+		if errors.Is(err, provider.ErrNotFound) {
+			return &holdfast.Error{Kind: holdfast.KindNotFound, Op: "find machine", Thing: idOrName, Err: err,
+				Cause: "site " + site.Name + " has no such machine", Hint: "See holdfast machine list --site " + site.Name}
+		}
+		return err
+	})
+	return m, err
+}
+
+// protectable says why a machine cannot be protected as it is.
+func protectable(m provider.Machine) error {
+	fail := func(cause, hint string) error {
+		return &holdfast.Error{Kind: holdfast.KindNotAllowed, Op: "protect machine", Thing: m.Name, Cause: cause, Hint: hint}
+	}
+	if len(m.Disks) == 0 {
+		return fail("it has no disks that could be replicated", "Give it a disk, then protect it")
+	}
+	for _, o := range m.Obstacles {
+		return fail(o, "Remove the obstacle, then protect the machine")
+	}
+	if m.Power != provider.PowerRunning {
+		return fail("it is "+string(m.Power)+", and its disks are read while it runs", "Start the machine, then protect it")
+	}
+	for _, d := range m.Disks {
+		if d.Size <= 0 || d.Size%512 != 0 {
+			return fail(fmt.Sprintf("disk %s has %d bytes, which is not a positive multiple of 512", d.ID, d.Size), "Resize the disk")
+		}
+	}
+	return nil
+}
+
+func (c *Orchestrator) newItem(req api.Protect, m provider.Machine, from, to holdfast.Site) (holdfast.Item, error) {
+	raw, err := json.Marshal(m)
+	if err != nil {
+		return holdfast.Item{}, err
+	}
+	it := holdfast.Item{
+		ID: newID("item"), Name: req.Name, MachineID: m.ID, MachineName: m.Name, Machine: raw,
+		PrimarySite: from.ID, RecoverySite: to.ID, Policy: policyOf(req.Policy),
+		State: holdfast.StateUnprotected, Direction: holdfast.Forward,
+		Stream: holdfast.NewStreamID(), Timeline: 1, Generation: 1,
+	}
+	if it.Name == "" {
+		it.Name = m.Name
+	}
+	for _, d := range m.Disks {
+		it.Disks = append(it.Disks, holdfast.Disk{ID: d.ID, Size: d.Size, Boot: d.Boot})
+	}
+	if err := it.Policy.Validate(); err != nil {
+		return it, err
+	}
+	return it.Apply(holdfast.OpEnable)
+}
+
+// recordItem records a new item, or takes the one whose enabling had failed.
+func (c *Orchestrator) recordItem(ctx context.Context, it holdfast.Item) (holdfast.Item, error) {
+	items, err := c.opts.Store.Items(ctx)
+	if err != nil {
+		return it, err
+	}
+	for _, old := range items {
+		if old.MachineID != it.MachineID || old.PrimarySite != it.PrimarySite {
+			continue
+		}
+		if old.State != holdfast.StateEnablingFailed {
+			return it, &holdfast.Error{Kind: holdfast.KindConflict, Op: "protect machine", Thing: it.MachineName,
+				Cause: "it is protected already, as item " + old.Name, Hint: "See holdfast item show " + old.Name}
+		}
+		return c.updateItem(ctx, old.ID, func(o holdfast.Item) (holdfast.Item, error) {
+			o.Machine, o.Disks, o.Policy, o.RecoverySite = it.Machine, it.Disks, it.Policy, it.RecoverySite
+			o.Stream = it.Stream // the disks may have changed since
+			return o.Apply(holdfast.OpEnable)
+		})
+	}
+	return c.opts.Store.CreateItem(ctx, it)
+}
+
+// submit starts a job on an item; the operation has been applied to it.
+func (c *Orchestrator) submit(ctx context.Context, kind string, it holdfast.Item, input any, op holdfast.Operation) (api.Job, error) {
+	j, err := c.engine.Submit(ctx, kind, it.ID, input)
+	if err != nil {
+		return api.Job{}, fmt.Errorf("start to %s item %s: %w", op, it.Name, err)
+	}
+	if _, err := c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
+		i.CurrentJob = j.ID
+		return i, nil
+	}); err != nil {
+		return api.Job{}, err
+	}
+	return c.apiJob(ctx, j), nil
+}
+
+func (c *Orchestrator) protectKind() job.Kind {
+	retry := job.Retry{Attempts: 3, Delay: 500 * time.Millisecond}
+	return job.Kind{
+		Name: kindProtect, Title: "Protect machine",
+		Tasks: []job.Task{
+			{Name: "check", Title: "Check machine, sites and gateway", Run: c.withItem(c.protectCheck)},
+			{Name: "stream", Title: "Create the stream in the vault", Run: c.withItem(c.protectStream), Retry: retry},
+			{Name: "replicate", Title: "Have the gateway replicate", Run: c.withItem(c.protectOrder), Retry: retry},
+			{Name: "sync", Title: "Copy the disks for the first time", Run: c.withItem(c.protectSync)},
+		},
+		Finish: &job.Task{Name: "finish", Title: "Record the outcome", Run: c.protectFinish},
+	}
+}
+
+// withItem gives a task the item of its job.
+func (c *Orchestrator) withItem(f func(context.Context, *job.Step, holdfast.Item) error) func(context.Context, *job.Step) error {
+	return func(ctx context.Context, step *job.Step) error {
+		var in itemInput
+		if err := decodeInput(step, &in); err != nil {
+			return err
+		}
+		it, err := c.opts.Store.Item(ctx, in.Item)
+		if err != nil {
+			return err
+		}
+		return f(ctx, step, it)
+	}
+}
+
+// protectCheck finds what would make protection fail later.
+func (c *Orchestrator) protectCheck(ctx context.Context, _ *job.Step, it holdfast.Item) error {
+	err := c.withSite(ctx, it.RecoverySite, func(rec holdfast.Site, s *provider.Site) error {
+		if s.Target != nil {
+			return nil
+		}
+		return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "check recovery site", Thing: rec.Name,
+			Cause: "its provider cannot run recovered machines", Hint: "Protect the machine with another recovery site"}
+	})
+	if err != nil {
+		return err
+	}
+	g, site, err := c.gatewayOf(ctx, it)
+	if err != nil {
+		return err
+	}
+	if _, err := g.Status(ctx, it.ID); err != nil && !errors.Is(err, gateway.ErrUnknownOrder) {
+		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "reach gateway of site", Thing: site.Name, Err: err,
+			Hint: "Check that holdfast gateway runs there"}
+	}
+	return nil
+}
+
+// protectStream makes the item's stream. It is there already if the task was
+// interrupted after it.
+func (c *Orchestrator) protectStream(ctx context.Context, _ *job.Step, it holdfast.Item) error {
+	if _, err := c.stream(ctx, it.Stream); err == nil {
+		return nil
+	}
+	disks := make([]vault.Disk, len(it.Disks))
+	for i, d := range it.Disks {
+		disks[i] = vault.Disk{ID: d.ID, Size: d.Size}
+	}
+	_, err := c.opts.Vault.CreateStream(ctx, vault.StreamOptions{ID: it.Stream, Name: it.Name, Disks: disks, Now: c.now()})
+	return vaultError("create stream", it.Name, err)
+}
+
+// protectOrder gives the order to the gateway.
+func (c *Orchestrator) protectOrder(ctx context.Context, _ *job.Step, it holdfast.Item) error {
+	g, site, err := c.gatewayOf(ctx, it)
+	if err != nil {
+		return err
+	}
+	if err := g.Put(ctx, c.order(it, site)); err != nil {
+		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "give order to gateway of site", Thing: site.Name, Err: err}
+	}
+	_, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
+		if i.State != holdfast.StateEnabling {
+			return i, nil // the task is repeated
+		}
+		return i.After(holdfast.OutcomeSucceeded)
+	})
+	return err
+}
+
+// order returns what the gateway shall do for an item.
+func (c *Orchestrator) order(it holdfast.Item, site holdfast.Site) gateway.Order {
+	o := gateway.Order{
+		Item: it.ID, Stream: it.Stream, Timeline: it.Timeline, Generation: it.Generation, Vault: c.opts.VaultRef,
+		Site: gateway.SiteRef{Provider: site.Provider, Settings: site.Settings}, MachineID: it.MachineID, Tuning: c.opts.Tuning,
+	}
+	if p := it.Policy.WithDefaults().PointInterval; p > 0 {
+		o.Tuning.PointInterval = p
+	}
+	for _, d := range it.Disks {
+		o.Disks = append(o.Disks, gateway.DiskRef{ID: d.ID, Size: d.Size})
+	}
+	return o
+}
+
+// protectSync waits for the first recovery point. Replication goes on by itself
+// whatever becomes of this task.
+func (c *Orchestrator) protectSync(ctx context.Context, step *job.Step, it holdfast.Item) error {
+	for {
+		ob := c.observe(ctx, it)
+		if err := c.applyReady(ctx, it.ID, ob); err != nil {
+			return err
+		}
+		if ob.ready() {
+			return nil
+		}
+		if ob.gateway.Code == gateway.CodeFenced {
+			return &holdfast.Error{Kind: holdfast.KindConflict, Op: "replicate", Thing: it.Name, Cause: ob.gateway.Problem}
+		}
+		var done, total int64
+		for _, d := range ob.gateway.Disks {
+			done, total = done+d.Done, total+d.Total
+		}
+		if total > 0 {
+			step.Progress(done, total, "bytes")
+		}
+		if !sleep(ctx, 200*time.Millisecond) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// protectFinish records what came of it. An item whose replication has begun
+// stays, whatever became of the watching.
+func (c *Orchestrator) protectFinish(ctx context.Context, step *job.Step) error {
+	var in itemInput
+	if err := decodeInput(step, &in); err != nil {
+		return err
+	}
+	ending := step.Ending().State
+	it, err := c.updateItem(ctx, in.Item, func(i holdfast.Item) (holdfast.Item, error) {
+		i.CurrentJob = ""
+		if i.State != holdfast.StateEnabling {
+			return i, nil
+		}
+		if ending == job.Cancelled {
+			return i.After(holdfast.OutcomeCancelled)
+		}
+		return i.After(holdfast.OutcomeFailed)
+	})
+	if errors.Is(err, &holdfast.Error{Kind: holdfast.KindNotFound}) {
+		return nil // the task is repeated after the item was taken away
+	}
+	if err != nil || it.State != holdfast.StateUnprotected {
+		return errors.Join(err, step.SetResult(ctx, jobResult{Item: in.Item}))
+	}
+	c.withdraw(ctx, it)
+	return c.opts.Store.DeleteItem(ctx, it.ID)
+}
+
+// withdraw takes an order back as far as the gateway can be reached.
+func (c *Orchestrator) withdraw(ctx context.Context, it holdfast.Item) {
+	g, _, err := c.gatewayOf(ctx, it)
+	if err == nil {
+		err = g.Withdraw(ctx, it.ID)
+	}
+	if err != nil && !errors.Is(err, gateway.ErrUnknownOrder) {
+		c.log.Warn("order is not withdrawn", "item", it.Name, "error", err)
+	}
+}

@@ -33,15 +33,17 @@ build:
 
 demo:
 	@$(READY)
-	go run ./internal/systest/demo
+	go build -trimpath -o bin/ ./cmd/...
+	go run ./internal/systest/demo -binary bin/holdfast
 
 demo-loop:
 	@$(READY)
+	go build -trimpath -o bin/ ./cmd/...
 	go build -o bin/demo ./internal/systest/demo
 	good=0
 	for i in $$(seq $(N)); do
 		echo "=== demo $$i of $(N)"
-		if bin/demo; then good=$$((good + 1)); else echo "=== demo $$i FAILED"; fi
+		if bin/demo -binary bin/holdfast; then good=$$((good + 1)); else echo "=== demo $$i FAILED"; fi
 	done
 	echo "$$good of $(N) demonstrations passed"
 	[ "$$good" = "$(N)" ]

@@ -6,9 +6,7 @@ var exceptions = map[string]string{
 	"interface size internal/objstore/objstore.go Store": "the seam to every object store: a decorator must cover all of it",
 	"interface size internal/vfs/vfs.go FS":              "the seam to the file system: the crashable and the faulty one must cover all of it",
 
-	"error by text internal/cli/cli.go app.explain":       "decides nothing: only does not print the same words twice",
-	"error by text internal/store/item.go itemRefused":    "SQLite names the violated constraint in the text alone; that one was violated is known by its code",
-	"error by text internal/store/job.go Store.CreateJob": "SQLite names the violated constraint in the text alone; that one was violated is known by its code",
+	"error by text internal/cli/cli.go app.explain": "decides nothing: only does not print the same words twice",
 
 	"panic internal/httpd/middleware.go Server.outermost": "hands on http.ErrAbortHandler, which net/http itself wants back",
 }

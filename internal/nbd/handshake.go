@@ -162,7 +162,7 @@ func (c *serverConn) optExportName(ctx context.Context, name string) error {
 	if len(name) > maxNameLength {
 		return fmt.Errorf("%w: export name of %d bytes", ErrProtocol, len(name))
 	}
-	e, err := c.srv.lookup(ctx, name, c.peer)
+	e, err := c.srv.lookup(ctx, name, c)
 	if err != nil {
 		return fmt.Errorf("client asked for export %q: %w", name, err)
 	}
@@ -195,7 +195,7 @@ func (c *serverConn) optGo(ctx context.Context, opt option, payload []byte) (don
 	for rest = rest[2:]; len(rest) > 0; rest = rest[2:] {
 		wanted[binary.BigEndian.Uint16(rest)] = true
 	}
-	e, err := c.srv.lookup(ctx, name, c.peer)
+	e, err := c.srv.lookup(ctx, name, c)
 	if err != nil {
 		return false, c.refuseExport(opt, err)
 	}
@@ -313,7 +313,7 @@ func (c *serverConn) optMeta(ctx context.Context, opt option, payload []byte) er
 	if len(rest) != 0 || opt == optSetMeta && !c.structured {
 		return c.refuse(opt, repErrInvalid, "malformed option, or structured replies are not negotiated")
 	}
-	if _, err := c.srv.lookup(ctx, name, c.peer); err != nil {
+	if _, err := c.srv.lookup(ctx, name, c); err != nil {
 		return c.refuseExport(opt, err)
 	}
 	if match {

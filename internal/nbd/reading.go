@@ -39,12 +39,16 @@ func (c *serverConn) startRead(ctx context.Context, r request) {
 			return
 		}
 		c.count.errors.Add(1)
-		c.send(c.appendError(nil, r, errnoOf(err), err.Error()))
+		c.send(ctx, c.appendError(nil, r, errnoOf(err), err.Error()))
 	})
 }
 
-// send sends an answer; if it cannot be sent the connection is at its end.
-func (c *serverConn) send(b []byte) {
+// send sends an answer, unless the connection was dropped meanwhile; if it
+// cannot be sent the connection is at its end.
+func (c *serverConn) send(ctx context.Context, b []byte) {
+	if ctx.Err() != nil {
+		return
+	}
 	if err := c.out.send(b); err != nil {
 		c.peer.Drop(err)
 	}
@@ -61,7 +65,7 @@ func (c *serverConn) read(ctx context.Context, r request) error {
 			return err
 		}
 		c.count.out.Add(uint64(r.length))
-		c.send(*buf)
+		c.send(ctx, *buf)
 		return nil
 	}
 	spans := []block.Span{{Extent: e}}
@@ -96,7 +100,7 @@ func (c *serverConn) read(ctx context.Context, r request) error {
 		b = b[:len(b)+int(sp.Length)]
 		c.count.out.Add(uint64(sp.Length))
 	}
-	c.send(b)
+	c.send(ctx, b)
 	return nil
 }
 
@@ -126,7 +130,7 @@ func (c *serverConn) blockStatus(ctx context.Context, r request) error {
 		b = binary.BigEndian.AppendUint32(b, uint32(sp.Length))
 		b = binary.BigEndian.AppendUint32(b, state)
 	}
-	c.send(b)
+	c.send(ctx, b)
 	return nil
 }
 

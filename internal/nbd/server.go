@@ -79,9 +79,8 @@ type Conn struct {
 	drop context.CancelCauseFunc
 }
 
-// Drop cuts the connection without waiting: no further answer is sent, the
-// contexts of running requests end, and no later request reaches the Backend.
-// It may be called from within Backend and hooks, and again.
+// Drop cuts the connection without waiting: the contexts of running requests
+// end, these are not answered, and no later request reaches the Backend. It may be called from within Backend and hooks, and again.
 func (c *Conn) Drop(cause error) {
 	if c.drop != nil {
 		c.drop(cause)
@@ -240,7 +239,7 @@ func (s *Server) DropExport(name string, cause error) int {
 	defer s.mu.Unlock()
 	n := 0
 	for c := range s.conns {
-		if c.exported && c.peer.Export == name {
+		if c.holding && c.held == name {
 			c.peer.Drop(cause)
 			n++
 		}
@@ -267,9 +266,17 @@ func (s *Server) CloseExport(ctx context.Context, name string, cause error) erro
 	}
 }
 
-// lookup finds an export and checks that it can be served.
-func (s *Server) lookup(ctx context.Context, name string, c *Conn) (*Export, error) {
-	e, err := (*Export)(nil), error(nil)
+// lookup finds an export and checks that it can be served. Whoever removes an
+// export and then drops it finds the connection even before the export is its
+// own.
+func (s *Server) lookup(ctx context.Context, name string, sc *serverConn) (*Export, error) {
+	s.mu.Lock()
+	sc.holding, sc.held = true, name
+	s.mu.Unlock()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	e, err, c := (*Export)(nil), error(nil), sc.peer
 	if s.opts.Lookup != nil {
 		e, err = s.opts.Lookup(ctx, name, c)
 	} else {

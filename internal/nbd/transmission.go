@@ -45,13 +45,18 @@ type agreed struct {
 	structured bool
 	meta       bool   // base:allocation was chosen,
 	metaName   string // for this export
-	exported   bool   // requests may come; the server's mu guards it for others
-	export     *Export
-	mapper     StatusMapper // nil: the backend knows no holes
-	size       int64
-	minBlock   uint32
-	maxBlock   uint32
-	count      *counters
+	// The server's mu guards the next three for others: the export last looked
+	// up, and whether requests may come.
+	holding  bool
+	held     string
+	exported bool
+
+	export   *Export
+	mapper   StatusMapper // nil: the backend knows no holes
+	size     int64
+	minBlock uint32
+	maxBlock uint32
+	count    *counters
 }
 
 func newServerConn(s *Server, nc net.Conn) *serverConn {
@@ -135,6 +140,9 @@ func (c *serverConn) transmit(ctx context.Context) error {
 		if r.cmd == cmdDisc {
 			return nil
 		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx) // what is buffered must not be looked at
+		}
 		c.count.requests.Add(1)
 		if err := c.request(ctx, r); err != nil {
 			return err
@@ -207,6 +215,8 @@ func (c *serverConn) run(ctx context.Context, r request, call func() error) erro
 	defer running.Store(0)
 	err := call()
 	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
 	case err == nil:
 		return c.out.queue(came, c.busy(), func(b []byte) []byte { return appendSimple(b, 0, r.handle) })
 	case dropsConnection(ctx, err):

@@ -3,6 +3,7 @@ package archtest_test
 import (
 	"fmt"
 	"go/ast"
+	"go/format"
 	"strings"
 	"testing"
 )
@@ -14,6 +15,7 @@ var sizeRules = []rule{
 	{"struct size", checkStructSize},
 	{"parameters", checkParameters},
 	{"interface size", checkInterfaceSize},
+	{"formatted", checkFormatted},
 }
 
 const (
@@ -133,6 +135,19 @@ func checkInterfaceSize(t *tree) []violation {
 	return found
 }
 
+// checkFormatted wants every file as gofmt leaves it.
+func checkFormatted(t *tree) []violation {
+	var found []violation
+	for _, p := range t.sorted() {
+		for _, s := range p.files {
+			if formatted, err := format.Source([]byte(s.text)); err != nil || string(formatted) != s.text {
+				found = append(found, violation{where: s.name, text: "gofmt would change it"})
+			}
+		}
+	}
+	return found
+}
+
 func TestSizeRules(t *testing.T) {
 	t.Parallel()
 	blank := func(n int) string { return strings.Repeat("\n", n) }
@@ -155,6 +170,7 @@ func TestSizeRules(t *testing.T) {
 		{"parameters", map[string]string{
 			"a/a.go": "package a\nfunc a(a, b, c int, d, e string) {}\nfunc b(a, b, c int, d, e string, f ...int) {}",
 		}, []string{"a/a.go b"}},
+		{"formatted", map[string]string{"a/a.go": "package a\n\nvar a = 1\n", "a/b.go": "package a\nvar  a = 1\n"}, []string{"a/b.go"}},
 		{"interface size", map[string]string{
 			"a/a.go": "package a\ntype a interface { A(); B(); C(); D(); E(); b }\ntype b interface { A(); B(); C(); D(); E(); F() }",
 		}, []string{"a/a.go b"}},

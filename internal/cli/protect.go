@@ -19,7 +19,7 @@ func (a *app) protect() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "protect MACHINE --site SITE --to SITE",
 		Short:   "Protect a machine: replicate it to another site while it runs",
-		Long:    "Protect a machine: replicate it to another site while it runs.\n\nThe job ends when replication runs; the first copy goes on after it. See how far it\nis with: holdfast item show NAME",
+		Long:    "Protect a machine: replicate it to another site while it runs.\n\nThe job ends when the disks were copied for the first time and the first recovery\npoint is there. Cancelling it stops the waiting, not the replication: to stop that,\nuse holdfast item disable.",
 		Example: "  holdfast protect web1 --site berlin --to paris --rpo-threshold 30s",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

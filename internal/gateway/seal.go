@@ -30,7 +30,7 @@ const (
 type queued struct {
 	sealed  *vault.Sealed
 	bytes   int64
-	began   time.Time // everything that had arrived by then is in it or before it
+	began   time.Time // everything written by then is in it or before it; zero: not known
 	spooled bool      // sealed.Encoded was dropped from memory; it is in the spool
 }
 
@@ -77,14 +77,20 @@ func (s *stream) periodicPoint() {
 // seal closes the segment at hand, if it has anything, and queues it.
 func (s *stream) seal() error {
 	s.mu.Lock()
-	began := s.opts.Now()
+	now := s.opts.Now()
+	var began time.Time
+	if s.consistent {
+		// Only then has everything that the guest wrote by now arrived: a source
+		// that is not connected, or not in sync, must not look up to date.
+		began = now
+	}
 	pending, _ := s.opts.Writer.Pending()
 	err := s.journal.rotate()
 	s.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("rotate journal: %w", err)
 	}
-	sealed, err := s.opts.Writer.Seal(began)
+	sealed, err := s.opts.Writer.Seal(now)
 	if err != nil {
 		return fmt.Errorf("seal segment: %w", err)
 	}
@@ -104,7 +110,7 @@ func (s *stream) idle(now time.Time) {
 	s.qmu.Lock()
 	waiting := len(s.queue)
 	s.qmu.Unlock()
-	if waiting > 0 {
+	if waiting > 0 || now.IsZero() {
 		return
 	}
 	s.smu.Lock()
@@ -205,7 +211,7 @@ func (s *stream) adopt(ctx context.Context, name string) error {
 	}
 	bytes := int64(len(encoded))
 	sealed.Encoded = nil
-	s.queue = append(s.queue, &queued{sealed: sealed, bytes: bytes, began: sealed.Time, spooled: true})
+	s.queue = append(s.queue, &queued{sealed: sealed, bytes: bytes, spooled: true})
 	s.queueBytes.Add(bytes)
 	wake(s.sealed)
 	return nil
@@ -317,7 +323,10 @@ func (s *stream) commit(ctx context.Context, q *queued) error {
 	s.counts.Segments++
 	s.mu.Unlock()
 	s.smu.Lock()
-	s.progress.position, s.progress.asOf = q.sealed.Last, q.began
+	s.progress.position = q.sealed.Last
+	if !q.began.IsZero() {
+		s.progress.asOf = q.began
+	}
 	s.smu.Unlock()
 	return nil
 }

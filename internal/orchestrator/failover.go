@@ -181,7 +181,7 @@ func (c *Orchestrator) failoverCheck(ctx context.Context, r *failoverRun) error 
 func (c *Orchestrator) nameTaken(r *failoverRun, site holdfast.Site, err error) error {
 	return &holdfast.Error{Kind: holdfast.KindConflict, Op: "fail over", Thing: r.item.Name, Err: err,
 		Cause: fmt.Sprintf("site %s has a machine named %s already", site.Name, r.in.TargetName),
-		Hint:  "Remove or rename that machine, or fail over with --target-name"}
+		Hint:  "Remove or rename that machine, or fail over with --name"}
 }
 
 // failoverShutdown asks the source to shut down. Its failure never stops a

@@ -156,7 +156,7 @@ func (w *world) item() api.Item {
 
 func (w *world) protect() {
 	w.t.Helper()
-	w.cli("protect", machine, "--site", "primary", "--recovery-site", "recovery")
+	w.cli("protect", machine, "--site", "primary", "--to", "recovery")
 	if it := w.item(); it.State != "protected" {
 		w.t.Fatalf("after protect the item is %s, want protected", it.State)
 	}

@@ -146,7 +146,7 @@ func (d *demo) protect(ctx context.Context) error {
 	}
 	d.say("Protecting it while it writes")
 	began := time.Now()
-	if err := d.Show(ctx, d.out, "protect", machineName, "--site", "primary", "--recovery-site", "recovery"); err != nil {
+	if err := d.Show(ctx, d.out, "protect", machineName, "--site", "primary", "--to", "recovery"); err != nil {
 		return err
 	}
 	d.r.sync = time.Since(began)

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/provider/qemu"
+	"github.com/holdfast-dr/holdfast/internal/systest/guest"
 )
 
 // Options say where a lab lives.
@@ -220,7 +221,7 @@ func (l *Lab) AddMachine(m Machine) error {
 		m.Memory = 256 << 20
 	}
 	def := map[string]any{
-		"name": m.Name, "id": "11111111-2222-4333-8444-" + fmt.Sprintf("%012x", hash(m.Name)), "cpus": 1, "memory": m.Memory,
+		"name": m.Name, "id": "11111111-2222-4333-8444-" + fmt.Sprintf("%012x", hash(m.Name)), "cpus": 1, "memory": m.Memory, "accel": guest.Accel(),
 		"disks":  []map[string]any{{"id": "vda", "path": m.Disk, "format": m.Format}},
 		"nics":   []map[string]any{},
 		"serial": l.SerialPath(l.Primary, m.Name), "qmp": filepath.Join(l.Primary, m.Name+".qmp"), "pidfile": filepath.Join(l.Primary, m.Name+".pid"),

@@ -2,8 +2,8 @@ package vfs
 
 import (
 	"errors"
-	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,9 +12,9 @@ import (
 )
 
 // ErrLocked says that somebody else holds a lock.
-var ErrLocked = errors.New("file is locked by another process")
+var ErrLocked = errors.New("the file is locked by another process")
 
-// OS is the real file system.
+// OS is the real file system. New files have mode 0600, new directories 0700.
 var OS FS = osFS{}
 
 type osFS struct{}
@@ -35,6 +35,13 @@ func openOS(name string, flag int) (File, error) {
 	f, err := os.OpenFile(name, flag, 0o600)
 	if err != nil {
 		return nil, err
+	}
+	// A directory can be opened for reading.
+	if st, err := f.Stat(); err != nil || st.IsDir() {
+		if err == nil {
+			err = pathError("open", name, unix.EISDIR)
+		}
+		return nil, errors.Join(err, f.Close())
 	}
 	return osFile{f}, nil
 }
@@ -68,8 +75,7 @@ func (osFS) Rename(oldname, newname string) error { return os.Rename(oldname, ne
 // Link makes newname another name of oldname.
 func (osFS) Link(oldname, newname string) error { return os.Link(oldname, newname) }
 
-// MkdirAll creates a directory and its missing parents, with mode 0700, and
-// makes them durable.
+// MkdirAll creates a directory and its missing parents, and makes them durable.
 func (fs osFS) MkdirAll(dir string) error {
 	var made []string
 	for d := filepath.Clean(dir); ; d = filepath.Dir(d) {
@@ -91,11 +97,17 @@ func (fs osFS) MkdirAll(dir string) error {
 
 // SyncDir makes the entries of a directory durable.
 func (osFS) SyncDir(dir string) error {
-	d, err := os.Open(dir)
+	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	err = d.Sync()
+	if errors.Is(err, unix.EINVAL) {
+		// Some network file systems cannot sync a directory: they change it at
+		// the server, and there is nothing that a client could do.
+		err = nil
+	}
+	return errors.Join(err, d.Close())
 }
 
 // List returns the names in a directory, sorted.
@@ -126,14 +138,39 @@ func (osFS) Lock(name string) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = ErrLocked
 		}
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close())
+		return nil, errors.Join(&os.PathError{Op: "lock", Path: name, Err: err}, f.Close())
 	}
-	return f, nil
+	return osLock{f}, nil
 }
+
+// flock calls flock(2) on an open file.
+func flock(f *os.File, how int) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if cerr := raw.Control(func(fd uintptr) {
+		for {
+			if err = unix.Flock(int(fd), how); !errors.Is(err, unix.EINTR) {
+				return
+			}
+		}
+	}); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+// osLock is an open file that holds the lock.
+type osLock struct{ f *os.File }
+
+// Close gives the lock up. Closing the file alone would not: a process that is
+// being forked has it, too, until it becomes another program.
+func (l osLock) Close() error { return errors.Join(flock(l.f, unix.LOCK_UN), l.f.Close()) }
 
 // Free returns the bytes that an ordinary user can still write below dir.
 func (osFS) Free(dir string) (int64, error) {
@@ -141,7 +178,11 @@ func (osFS) Free(dir string) (int64, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	free := st.Bavail * uint64(st.Frsize)
+	if st.Frsize > 0 && free/uint64(st.Frsize) != st.Bavail || free > math.MaxInt64 {
+		return math.MaxInt64, nil // some virtual file systems have no bounds
+	}
+	return int64(free), nil
 }
 
 var _ FS = osFS{}

@@ -2,74 +2,110 @@ package block
 
 import (
 	"iter"
+	"math"
 
 	"github.com/tidwall/btree"
 )
 
 // Set is a set of bytes of a disk, kept as extents that neither overlap nor
-// touch. The zero value is the empty set. It is not safe for concurrent use.
+// touch. The zero value is the empty set. It is made for millions of extents:
+// what is done to one extent takes the logarithm of their number. It is not
+// safe for concurrent use, not even for Clone with itself.
 type Set struct {
-	m     btree.Map[int64, int64] // start -> end
-	bytes int64
+	// starts has the start of each extent under its end, so that the first one
+	// that can matter to an offset is found with one search.
+	starts btree.Map[int64, int64]
+	bytes  int64
 }
 
-// Add adds an extent. An empty extent adds nothing.
+// bounds returns the start and end of an extent, cut where int64 ends.
+func bounds(e Extent) (start, end int64) {
+	if e.Offset > 0 && e.Length > math.MaxInt64-e.Offset {
+		return e.Offset, math.MaxInt64
+	}
+	return e.Offset, e.End()
+}
+
+// Add adds an extent. An empty extent, or one of negative length, adds nothing.
 func (s *Set) Add(e Extent) {
-	if e.Length <= 0 {
+	start, end := bounds(e)
+	if end <= start {
 		return
 	}
-	start, end := e.Offset, e.End()
-	s.touching(start, end, func(a, b int64) {
-		start, end = min(start, a), max(end, b)
-	})
-	s.m.Set(start, end)
-	s.bytes += end - start
-}
-
-// touching takes every extent out that overlaps or touches [start, end), and
-// gives it to f.
-func (s *Set) touching(start, end int64, f func(a, b int64)) {
-	var gone []int64
-	s.m.Descend(start, func(a, b int64) bool {
-		if b >= start {
-			gone = append(gone, a)
-		}
-		return false
-	})
-	s.m.Ascend(start, func(a, _ int64) bool {
+	// Nearly always at most one extent is met, so no slice is made for it.
+	var last int64
+	var before []int64
+	met := 0
+	all := false // e was there already
+	s.starts.Ascend(start, func(b, a int64) bool {
 		if a > end {
 			return false
 		}
-		if len(gone) == 0 || gone[len(gone)-1] != a {
-			gone = append(gone, a)
+		if a <= start && end <= b {
+			all = true
+			return false
 		}
+		if met++; met > 1 {
+			before = append(before, last)
+		}
+		last = b
+		start, end = min(start, a), max(end, b)
 		return true
 	})
-	for _, a := range gone {
-		b, _ := s.m.Delete(a)
-		s.bytes -= b - a
-		f(a, b)
+	if all {
+		return
 	}
+	for _, b := range before {
+		s.delete(b)
+	}
+	if met > 0 {
+		s.delete(last)
+	}
+	s.insert(start, end)
+}
+
+func (s *Set) delete(end int64) {
+	start, _ := s.starts.Delete(end)
+	s.bytes -= end - start
+}
+
+func (s *Set) insert(start, end int64) {
+	s.starts.Set(end, start)
+	s.bytes += end - start
 }
 
 // Remove takes an extent out.
 func (s *Set) Remove(e Extent) {
-	if e.Length <= 0 {
+	start, end := bounds(e)
+	if end <= start || start == math.MaxInt64 {
 		return
 	}
-	start, end := e.Offset, e.End()
-	var keep []Extent
-	s.touching(start, end, func(a, b int64) {
+	var whole []int64 // extents that go, by their ends
+	var left, right Extent
+	cut := false // the last one goes in part, and right stays of it
+	s.starts.Ascend(start+1, func(b, a int64) bool {
+		if a >= end {
+			return false
+		}
 		if a < start {
-			keep = append(keep, Extent{a, min(b, start) - a})
+			left = Extent{a, start - a}
 		}
 		if b > end {
-			keep = append(keep, Extent{max(a, end), b - max(a, end)})
+			right, cut = Extent{end, b - end}, true
+			return false
 		}
+		whole = append(whole, b)
+		return true
 	})
-	for _, k := range keep {
-		s.m.Set(k.Offset, k.End())
-		s.bytes += k.Length
+	for _, b := range whole {
+		s.delete(b)
+	}
+	if cut {
+		s.delete(right.End())
+		s.insert(right.Offset, right.End())
+	}
+	if left.Length > 0 {
+		s.insert(left.Offset, left.End())
 	}
 }
 
@@ -78,37 +114,35 @@ func (s *Set) Contains(off int64) bool { return s.Overlaps(Extent{off, 1}) }
 
 // Overlaps says whether any byte of the extent is in the set.
 func (s *Set) Overlaps(e Extent) bool {
-	found := false
-	for range s.within(e) {
-		found = true
-		break
+	for range s.Within(e) {
+		return true
 	}
-	return found
+	return false
 }
 
 // Intersect returns the parts of the extent that are in the set, in order.
 func (s *Set) Intersect(e Extent) []Extent {
 	var out []Extent
-	for x := range s.within(e) {
+	for x := range s.Within(e) {
 		out = append(out, x)
 	}
 	return out
 }
 
-// within yields the parts of e that are in the set.
-func (s *Set) within(e Extent) iter.Seq[Extent] {
+// Within yields the parts of the extent that are in the set, in order. The set
+// must not change meanwhile.
+func (s *Set) Within(e Extent) iter.Seq[Extent] {
 	return func(yield func(Extent) bool) {
-		if e.Length <= 0 {
+		start, end := bounds(e)
+		if end <= start || start == math.MaxInt64 {
 			return
 		}
-		from := e.Offset
-		s.m.Descend(e.Offset, func(a, _ int64) bool { from = a; return false })
-		s.m.Ascend(from, func(a, b int64) bool {
-			if a >= e.End() {
+		s.starts.Ascend(start+1, func(b, a int64) bool {
+			if a >= end {
 				return false
 			}
-			a, b = max(a, e.Offset), min(b, e.End())
-			return a >= b || yield(Extent{a, b - a})
+			a, b = max(a, start), min(b, end)
+			return yield(Extent{a, b - a})
 		})
 	}
 }
@@ -116,7 +150,7 @@ func (s *Set) within(e Extent) iter.Seq[Extent] {
 // Extents yields the set's extents in order. The set must not change meanwhile.
 func (s *Set) Extents() iter.Seq[Extent] {
 	return func(yield func(Extent) bool) {
-		s.m.Scan(func(a, b int64) bool { return yield(Extent{a, b - a}) })
+		s.starts.Scan(func(b, a int64) bool { return yield(Extent{a, b - a}) })
 	}
 }
 
@@ -124,20 +158,32 @@ func (s *Set) Extents() iter.Seq[Extent] {
 func (s *Set) Bytes() int64 { return s.bytes }
 
 // Len returns how many extents the set has.
-func (s *Set) Len() int { return s.m.Len() }
+func (s *Set) Len() int { return s.starts.Len() }
 
-// Clone returns a copy, which shares nothing that either changes.
-func (s *Set) Clone() *Set { return &Set{m: *s.m.Copy(), bytes: s.bytes} }
+// Clone returns a copy, which shares nothing that either changes. It takes no
+// time: what is equal is shared until one of them changes it.
+func (s *Set) Clone() *Set { return &Set{starts: *s.starts.Copy(), bytes: s.bytes} }
 
-// Union adds another set.
+// Union adds another set, which stays as it is.
 func (s *Set) Union(o *Set) {
+	if s == o {
+		return
+	}
+	if s.Len() == 0 {
+		*s = *o.Clone()
+		return
+	}
 	for e := range o.Extents() {
 		s.Add(e)
 	}
 }
 
-// Subtract takes another set out.
+// Subtract takes another set out, which stays as it is.
 func (s *Set) Subtract(o *Set) {
+	if s == o {
+		*s = Set{}
+		return
+	}
 	for e := range o.Extents() {
 		s.Remove(e)
 	}

@@ -19,6 +19,8 @@ type FileDisk struct {
 	f     *os.File
 	size  int64
 	write bool
+	// plain does without fallocate, as where it is missing; for tests.
+	plain bool
 }
 
 var (
@@ -59,7 +61,7 @@ func OpenFileDisk(name string, write bool) (*FileDisk, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &FileDisk{f, size, write}, nil
+	return &FileDisk{f: f, size: size, write: write}, nil
 }
 
 // CreateFileDisk makes a raw image of the size in bytes that reads as zeroes and
@@ -75,7 +77,7 @@ func CreateFileDisk(name string, size int64) (*FileDisk, error) {
 	if err := f.Truncate(size); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &FileDisk{f, size, true}, nil
+	return &FileDisk{f: f, size: size, write: true}, nil
 }
 
 // Size returns the size in bytes.
@@ -189,6 +191,9 @@ func (d *FileDisk) Zero(ctx context.Context, e Extent, punch bool) error {
 	modes := []uint32{unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE}
 	if punch {
 		modes = []uint32{unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE, modes[0]}
+	}
+	if d.plain {
+		modes = nil
 	}
 	for _, mode := range modes {
 		err := d.control(func(fd int) error { return unix.Fallocate(fd, mode, e.Offset, e.Length) })

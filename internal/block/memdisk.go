@@ -7,8 +7,12 @@ import (
 	"sync"
 )
 
-// chunkSize is the granularity of a MemDisk.
-const chunkSize = 4096
+const (
+	// chunkSize is the granularity of a MemDisk.
+	chunkSize = 4096
+	// maxMapped bounds what one call of MemDisk.Map looks at.
+	maxMapped = 1 << 30
+)
 
 // MemDisk is a sparse disk in memory: an Image and a Sink. It is safe for
 // concurrent use, also on extents that overlap.
@@ -75,7 +79,7 @@ func (d *MemDisk) Map(ctx context.Context, e Extent) ([]Span, error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	var out []Span
-	pieces(e.Offset, e.Length, func(chunk, from, to int64) {
+	pieces(e.Offset, min(e.Length, maxMapped), func(chunk, from, to int64) {
 		c, allocated := d.chunks[chunk]
 		out = appendSpan(out, Span{Extent{chunk*chunkSize + from, to - from}, c == nil, !allocated})
 	})

@@ -137,9 +137,19 @@ func TestSetEdges(t *testing.T) {
 	}{
 		{"touching ones are one", func(s *block.Set) { s.Add(ext(0, 10)); s.Add(ext(20, 10)); s.Add(ext(10, 10)) }, []block.Extent{ext(0, 30)}},
 		{"what touches stays when its neighbour goes", func(s *block.Set) { s.Add(ext(0, 30)); s.Remove(ext(10, 10)); s.Remove(ext(10, 10)) }, []block.Extent{ext(0, 10), ext(20, 10)}},
-		{"empty and negative", func(s *block.Set) { s.Add(ext(5, 0)); s.Add(ext(5, -3)); s.Add(ext(1, 2)); s.Remove(ext(1, 0)); s.Remove(ext(2, -1)) }, []block.Extent{ext(1, 2)}},
+		{"empty and negative", func(s *block.Set) {
+			s.Add(ext(5, 0))
+			s.Add(ext(5, -3))
+			s.Add(ext(1, 2))
+			s.Remove(ext(1, 0))
+			s.Remove(ext(2, -1))
+		}, []block.Extent{ext(1, 2)}},
 		{"end of the world", func(s *block.Set) { s.Add(ext(math.MaxInt64-1, 5)); s.Add(ext(10, math.MaxInt64)) }, []block.Extent{ext(10, math.MaxInt64-10)}},
-		{"remove at the end of the world", func(s *block.Set) { s.Add(ext(10, 20)); s.Remove(ext(20, math.MaxInt64)); s.Remove(ext(math.MaxInt64, 1)) }, []block.Extent{ext(10, 10)}},
+		{"remove at the end of the world", func(s *block.Set) {
+			s.Add(ext(10, 20))
+			s.Remove(ext(20, math.MaxInt64))
+			s.Remove(ext(math.MaxInt64, 1))
+		}, []block.Extent{ext(10, 10)}},
 		{"union with itself", func(s *block.Set) { s.Add(ext(1, 2)); s.Union(s) }, []block.Extent{ext(1, 2)}},
 		{"subtract itself", func(s *block.Set) { s.Add(ext(1, 2)); s.Subtract(s) }, nil},
 	}

@@ -26,8 +26,8 @@ const maxSocketPath = 107
 // providers returns what opens the sites that this program knows.
 func providers() provider.Registry {
 	return provider.Registry{
-		
-		"qemu":    qemu.Open,
+
+		"qemu": qemu.Open,
 	}
 }
 

@@ -340,4 +340,3 @@ func startGateway(self string, o serverOptions, log *slog.Logger) error {
 	go func() { _ = cmd.Wait() }() // collects it if it ends before the server; why is in its log
 	return nil
 }
-

@@ -136,10 +136,16 @@ func (g *Ingest) oldest() time.Duration {
 // status returns how the stream fares.
 func (s *stream) status() StreamStatus {
 	st := StreamStatus{Stream: s.opts.Stream.ID(), Disks: map[string]IngestedDisk{}, Backlog: s.backlog()}
+	waits := s.oldestQueued()
 	s.mu.Lock()
 	st.Consistent, st.Counts = s.consistent, s.counts
-	if s.full {
+	switch {
+	case s.full:
 		st.Code, st.Problem = CodeBacklog, errBacklog.Error()
+	case waits > commitPatience:
+		st.Code, st.Problem = CodeVaultUnreachable, fmt.Sprintf("the vault has not taken a segment for %s", waits.Round(time.Second))
+	case s.dropped != nil && !s.consistent:
+		st.Code, st.Problem = CodeIngest, "the source was cut off: "+s.dropped.Error()
 	}
 	for id, d := range s.disks {
 		st.Disks[id] = IngestedDisk{Epoch: d.epoch, Connected: d.conn != 0, Ready: d.ready, Synced: d.synced}

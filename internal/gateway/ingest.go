@@ -35,7 +35,9 @@ type Ingest struct {
 	log  *slog.Logger
 	fs   vfs.FS
 
-	// mu guards streams.
+	// opening makes Open one at a time. It may take long, when a vault is slow.
+	opening sync.Mutex
+	// mu guards streams; it is never held for long: the heartbeat needs it.
 	mu      sync.Mutex
 	streams map[holdfast.StreamID]*served
 	group   *errgroup.Group
@@ -100,24 +102,43 @@ type OpenReply struct {
 	Seeded bool `json:"seeded"`
 }
 
-// Open serves a stream. It is no error if it is served already.
+// Open serves a stream. It is no error if it is served already; one whose
+// serving has ended by a fault is served anew.
 func (g *Ingest) Open(ctx context.Context, r OpenRequest) (OpenReply, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if sv, ok := g.streams[r.Stream]; ok {
-		select {
-		case <-sv.done:
-			delete(g.streams, r.Stream)
-		default:
-			return OpenReply{Socket: sv.socket, Fresh: sv.isFresh(), Seeded: sv.seeded()}, nil
-		}
+	g.opening.Lock()
+	defer g.opening.Unlock()
+	if sv := g.served(r.Stream); sv != nil {
+		return sv.reply(), nil
 	}
 	sv, err := g.open(ctx, r)
 	if err != nil {
 		return OpenReply{}, err
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.streams[r.Stream] = sv
-	return OpenReply{Socket: sv.socket, Fresh: sv.isFresh(), Seeded: sv.seeded()}, nil
+	return sv.reply(), nil
+}
+
+// served returns a stream that is served, or nil.
+func (g *Ingest) served(id holdfast.StreamID) *served {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	sv, ok := g.streams[id]
+	if !ok {
+		return nil
+	}
+	select {
+	case <-sv.done:
+		delete(g.streams, id)
+		return nil
+	default:
+		return sv
+	}
+}
+
+func (sv *served) reply() OpenReply {
+	return OpenReply{Socket: sv.socket, Fresh: sv.isFresh(), Seeded: sv.seeded()}
 }
 
 func (g *Ingest) open(ctx context.Context, r OpenRequest) (*served, error) {
@@ -160,7 +181,7 @@ func (g *Ingest) openStream(ctx context.Context, r OpenRequest) (*vault.Stream, 
 	return v.OpenStream(ctx, r.Stream)
 }
 
-// serve starts a stream's NBD server and its loops. The caller holds mu.
+// serve starts a stream's NBD server and its loops.
 func (g *Ingest) serve(sv *served) (*served, error) {
 	if err := os.MkdirAll(g.opts.SocketDir, 0o711); err != nil {
 		return nil, fmt.Errorf("create socket directory: %w", err)

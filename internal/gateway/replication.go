@@ -59,37 +59,51 @@ func (r *replication) run(ctx context.Context) error {
 	return nil
 }
 
-// keepOpen opens the stream in each new child.
+// reopenEvery is how often a stream is asked to be open: one whose serving has
+// ended by a fault is then served anew.
+const reopenEvery = 5 * time.Second
+
+// keepOpen opens the stream in each new child, and again where it has ended.
 func (r *replication) keepOpen(ctx context.Context, opened chan<- bool) error {
 	wake(r.openAgain)
+	tick := time.NewTicker(reopenEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-r.openAgain:
+		case <-tick.C:
 		}
-		for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-			fresh, err := r.ingest.open(ctx)
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err == nil {
-				r.note("", nil)
-				select {
-				case opened <- fresh:
-				case <-ctx.Done():
-					return nil
-				}
-				break
-			}
-			if errors.Is(err, vault.ErrFenced) {
-				r.note(CodeFenced, err)
-				return err
-			}
-			r.note(CodeIngest, err)
-			if !sleep(ctx, wait) {
-				return nil
-			}
+		fresh, err := r.openUntil(ctx)
+		if err != nil || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case opened <- fresh:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// openUntil tries to open the stream until it is open, or fenced off, or ctx ends.
+func (r *replication) openUntil(ctx context.Context) (fresh bool, err error) {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		fresh, err := r.ingest.open(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return false, nil
+		case err == nil:
+			r.note("", nil)
+			return fresh, nil
+		case errors.Is(err, vault.ErrFenced):
+			r.note(CodeFenced, err)
+			return false, err
+		}
+		r.note(CodeIngest, err)
+		if !sleep(ctx, wait) {
+			return false, nil
 		}
 	}
 }
@@ -223,6 +237,22 @@ func (r *replication) detach(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	return r.newMirror().Detach(ctx)
+}
+
+// end ends what run has left: the mirror in the guest's QEMU, and the serving of
+// the stream. A machine that is off has no mirror.
+func (r *replication) end(ctx context.Context) error {
+	err := r.detach(ctx)
+	if errors.Is(err, provider.ErrNotRunning) {
+		err = nil
+	}
+	return errors.Join(err, r.closeStream(ctx))
+}
+
+func (r *replication) closeStream(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return r.ingest.control.call(ctx, "DELETE", r.ingest.path(""), nil, nil)
 }
 
 func (r *replication) setMirror(m *capture.Mirror) {

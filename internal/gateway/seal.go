@@ -31,7 +31,8 @@ type queued struct {
 	sealed  *vault.Sealed
 	bytes   int64
 	began   time.Time // everything written by then is in it or before it; zero: not known
-	spooled bool      // sealed.Encoded was dropped from memory; it is in the spool
+	queued  time.Time
+	spooled bool // sealed.Encoded was dropped from memory; it is in the spool
 }
 
 // run seals, commits and opens bases until ctx ends or the stream is fenced.
@@ -122,6 +123,7 @@ func (s *stream) idle(now time.Time) {
 // enqueue hands a segment to the commit loop, through the spool if others wait.
 // Only the seal loop calls it.
 func (s *stream) enqueue(q *queued) {
+	q.queued = s.opts.Now()
 	s.queueBytes.Add(q.bytes)
 	s.qmu.Lock()
 	waiting := len(s.queue)
@@ -369,14 +371,30 @@ func (s *stream) checkBound() {
 	}
 }
 
+// commitPatience is how long a segment may wait for the vault before that is
+// called a problem, although no error was returned.
+const commitPatience = 10 * time.Second
+
+// oldestQueued returns for how long the oldest sealed segment has been waiting.
+func (s *stream) oldestQueued() time.Duration {
+	s.qmu.Lock()
+	defer s.qmu.Unlock()
+	if len(s.queue) == 0 || s.queue[0].queued.IsZero() {
+		return 0
+	}
+	return s.opts.Now().Sub(s.queue[0].queued)
+}
+
 // backlog returns the bytes that were acknowledged and are not in the vault.
 func (s *stream) backlog() int64 {
 	n, _ := s.opts.Writer.Pending()
 	return n + s.queueBytes.Load()
 }
 
-// throttle slows a source that fills the backlog while it is not in sync: the
-// wait is at most maxThrottle for each request.
+// throttle slows a source that writes faster than the vault takes it, once an
+// eighth of the spool's bound is in use: each large request then waits for
+// maxThrottle. Without it a first copy would fill the backlog to its bound and
+// be cut off.
 func (s *stream) throttle(ctx context.Context, n int64) {
 	if n < 64<<10 {
 		return

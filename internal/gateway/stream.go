@@ -85,6 +85,7 @@ type stream struct {
 	consistent bool
 	noted      bool  // consistent was noted in the stream since it was opened
 	full       bool  // nothing is taken until the backlog has shrunk
+	dropped    error // why the sources were cut off last; nil once in sync again
 	stop       error // set for good: nothing is taken any more
 	lastPoint  time.Time
 	counts     Counts
@@ -294,6 +295,7 @@ func (s *stream) dropAll(why error) {
 			s.log.Error("stream is not marked inconsistent", "error", err)
 		}
 	}
+	s.dropped = why
 	for _, d := range s.disks {
 		d.drop(why)
 	}
@@ -337,6 +339,7 @@ func (s *stream) synced(id string, epoch uint64) error {
 	if err := s.setConsistent(true, "all disks are in sync"); err != nil {
 		return err
 	}
+	s.dropped = nil
 	return s.pointLocked(vault.Mark{Kind: vault.MarkPoint, Name: "in sync", Consistency: vault.CrashConsistent})
 }
 

@@ -144,7 +144,7 @@ func (s *Supervisor) reopen() {
 
 // Put takes an order, durable when it returns, and carries it out. An order for
 // an item that has one replaces it.
-func (s *Supervisor) Put(o Order) error {
+func (s *Supervisor) Put(ctx context.Context, o Order) error {
 	if err := o.Validate(); err != nil {
 		return err
 	}
@@ -170,6 +170,9 @@ func (s *Supervisor) Put(o Order) error {
 	if old != nil {
 		old.cancel()
 		<-old.done
+		if err := old.closeStream(context.WithoutCancel(ctx)); err != nil {
+			s.log.Warn("stream is not closed", "item", o.Item, "error", err)
+		}
 	}
 	r := newReplication(s, o)
 	s.jobs[o.Item] = r
@@ -184,7 +187,7 @@ func (s *Supervisor) orderFile(item string) string {
 }
 
 // Withdraw ends the replication of an item and leaves its machine as it was
-// found. With keep the mirror is not touched, as when the machine is lost.
+// found, as far as that is there.
 func (s *Supervisor) Withdraw(ctx context.Context, item string) error {
 	s.mu.Lock()
 	r := s.jobs[item]
@@ -195,7 +198,7 @@ func (s *Supervisor) Withdraw(ctx context.Context, item string) error {
 	}
 	r.cancel()
 	<-r.done
-	if err := r.detach(ctx); err != nil {
+	if err := r.end(ctx); err != nil {
 		s.log.Warn("machine is not left as it was found", "item", item, "error", err)
 	}
 	if err := os.Remove(s.orderFile(item)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -239,7 +242,7 @@ func (s *Supervisor) Handler() http.Handler {
 	mux.HandleFunc("PUT /v1/orders", func(w http.ResponseWriter, r *http.Request) {
 		var o Order
 		if decode(w, r, &o) {
-			reply(w, struct{}{}, s.Put(o))
+			reply(w, struct{}{}, s.Put(r.Context(), o))
 		}
 	})
 	mux.HandleFunc("GET /v1/orders/{item}", func(w http.ResponseWriter, r *http.Request) {

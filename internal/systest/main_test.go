@@ -57,6 +57,8 @@ type worldOptions struct {
 	sizeMB      int    // default 256
 	sparseGB    int    // grow the disk to so much, unused
 	serverFlags []string
+	second      int64  // bytes of a second, raw disk
+	cmdline     string // of the guest's kernel
 }
 
 // newWorld builds a guest, starts it, and starts the server.
@@ -86,18 +88,24 @@ func newWorld(t *testing.T, o worldOptions) *world {
 	w := &world{Lab: l, t: t, format: o.format, disk: filepath.Join(l.Primary, machine+"."+o.format), extra: filepath.Join(l.Primary, "test.qmp")}
 	t.Cleanup(func() { w.close(&log) })
 	ctx := t.Context()
-	opts := guest.Options{Path: w.disk, SizeMB: o.sizeMB, Format: o.format}
+	opts := guest.Options{Path: w.disk, SizeMB: o.sizeMB, Format: o.format, Cmdline: o.cmdline}
 	if err := guest.Build(ctx, opts); err != nil {
 		t.Fatal(err)
 	}
 	if o.sparseGB > 0 {
 		w.must(exec.Command("qemu-img", "resize", "-q", "-f", o.format, w.disk, fmt.Sprintf("%dG", o.sparseGB)).Run())
 	}
-	w.must(l.AddMachine(lab.Machine{Name: machine, Disk: w.disk, Format: o.format, TestMonitor: w.extra}))
+	m := lab.Machine{Name: machine, Disk: w.disk, Format: o.format, TestMonitor: w.extra}
+	if o.second > 0 {
+		m.Second = filepath.Join(l.Primary, "second.raw")
+		w.must(os.WriteFile(m.Second, nil, 0o644))
+		w.must(os.Truncate(m.Second, o.second))
+	}
+	w.must(l.AddMachine(m))
 	w.must(l.StartMachine(ctx, machine))
 	w.must(l.StartServer(ctx))
 	w.must(l.AddSites(ctx))
-	w.waitSerial(l.SerialPath(l.Primary, machine), `ACK \d+`)
+	w.waitSerial(l.SerialPath(l.Primary, machine), `GUEST-READY`)
 	return w
 }
 

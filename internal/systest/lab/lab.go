@@ -211,6 +211,8 @@ type Machine struct {
 	Disk   string // path of its image
 	Format string // raw or qcow2
 	Memory int64  // bytes; 256 MiB if 0
+	// Second is the path of a raw image that is the machine's second disk, vdb.
+	Second string
 	// TestMonitor is a further monitor socket, for a test's own use.
 	TestMonitor string
 }
@@ -220,9 +222,13 @@ func (l *Lab) AddMachine(m Machine) error {
 	if m.Memory == 0 {
 		m.Memory = 256 << 20
 	}
+	disks := []map[string]any{{"id": "vda", "path": m.Disk, "format": m.Format}}
+	if m.Second != "" {
+		disks = append(disks, map[string]any{"id": "vdb", "path": m.Second, "format": "raw"})
+	}
 	def := map[string]any{
 		"name": m.Name, "id": "11111111-2222-4333-8444-" + fmt.Sprintf("%012x", hash(m.Name)), "cpus": 1, "memory": m.Memory, "accel": guest.Accel(),
-		"disks":  []map[string]any{{"id": "vda", "path": m.Disk, "format": m.Format}},
+		"disks":  disks,
 		"nics":   []map[string]any{},
 		"serial": l.SerialPath(l.Primary, m.Name), "qmp": filepath.Join(l.Primary, m.Name+".qmp"), "pidfile": filepath.Join(l.Primary, m.Name+".pid"),
 	}

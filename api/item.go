@@ -78,6 +78,7 @@ type BlockedOperation struct {
 	Operation string `json:"operation" doc:"The operation"`
 	Reason    string `json:"reason" doc:"Why it is not allowed"`
 	NextStep  string `json:"next_step,omitempty" doc:"What to do so that it becomes allowed"`
+	Missing   bool   `json:"missing,omitempty" doc:"This version of the server cannot do it in any state"`
 }
 
 // Replication is how the copying of an item fares.

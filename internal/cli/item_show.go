@@ -64,11 +64,19 @@ func (a *app) printItem(w io.Writer, i api.Item) {
 		allowed = words(strings.Join(i.Allowed, ", "))
 	}
 	fmt.Fprintf(w, "  allowed: %s\n", plain(allowed))
+	var missing []string
 	for _, b := range i.Blocked {
+		if b.Missing {
+			missing = append(missing, words(b.Operation))
+			continue
+		}
 		fmt.Fprintf(w, "  not allowed: %s: %s\n", plain(words(b.Operation)), plain(b.Reason))
 		if b.NextStep != "" {
 			fmt.Fprintf(w, "    next: %s\n", plain(b.NextStep))
 		}
+	}
+	if len(missing) > 0 {
+		fmt.Fprintf(w, "  not in this version: %s\n", plain(strings.Join(missing, ", ")))
 	}
 }
 

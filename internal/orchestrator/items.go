@@ -110,7 +110,7 @@ func (c *Orchestrator) apiItem(ctx context.Context, it holdfast.Item, sites map[
 			out.Allowed = append(out.Allowed, string(a.Operation))
 			continue
 		}
-		out.Blocked = append(out.Blocked, api.BlockedOperation{Operation: string(a.Operation), Reason: a.Reason, NextStep: a.Advice})
+		out.Blocked = append(out.Blocked, api.BlockedOperation{Operation: string(a.Operation), Reason: a.Reason, NextStep: a.Advice, Missing: !a.Operation.Available()})
 	}
 	if replicates(it.State) {
 		out.Replication = apiReplication(it, ob)

@@ -56,7 +56,7 @@ lint:
 test:
 	@$(READY)
 	go vet ./... ./.ci/count
-	go run ./.ci/count -timeout $(TIMEOUT) ./... ./.ci/count
+	HOLDFAST_SYSTEST=1 go run ./.ci/count -timeout $(TIMEOUT) ./... ./.ci/count
 
 bench:
 	@$(READY)

@@ -31,7 +31,7 @@ func Compare(ctx context.Context, a, b Image) (*Set, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("compare: %w", err)
+		return nil, failure(ctx, "compare", err)
 	}
 	small, large := min(a.Size(), b.Size()), max(a.Size(), b.Size())
 	out.Add(Extent{small, large - small})
@@ -49,7 +49,7 @@ func Equal(ctx context.Context, a, b Image) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("compare: %w", err)
+		return false, failure(ctx, "compare", err)
 	}
 	return true, nil
 }

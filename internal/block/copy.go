@@ -61,13 +61,19 @@ func Copy(ctx context.Context, dst Sink, src Image, o CopyOptions) (CopyResult, 
 	stop := c.watch()
 	err := c.run(ctx)
 	stop()
-	if err != nil && ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) {
-		err = context.Cause(ctx) // not whichever read it was that noticed
+	return CopyResult{Data: c.data.Load(), Zero: c.zero.Load()}, failure(ctx, "copy", err)
+}
+
+// failure says what failed or, if the context ended and that is all there is to
+// say, why: not whichever read it was that noticed.
+func failure(ctx context.Context, what string, err error) error {
+	if err == nil {
+		return nil
 	}
-	if err != nil {
-		err = fmt.Errorf("copy: %w", err)
+	if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) {
+		err = context.Cause(ctx)
 	}
-	return CopyResult{Data: c.data.Load(), Zero: c.zero.Load()}, err
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // complete sets defaults and refuses what cannot be copied.

@@ -19,7 +19,7 @@ const (
 func Hash(ctx context.Context, img Image) ([32]byte, error) {
 	sum, err := hash(ctx, img)
 	if err != nil {
-		return [32]byte{}, fmt.Errorf("hash: %w", err)
+		return [32]byte{}, failure(ctx, "hash", err)
 	}
 	return sum, nil
 }

@@ -14,18 +14,18 @@ import (
 )
 
 // script is a connection whose peer says what was written down before: the
-// first part at once, each further part once there was a further request.
+// first part at once, the second when told to, and then hangs up.
 type script struct {
 	mu       sync.Mutex
 	wake     *sync.Cond
 	parts    [][]byte
-	part     int // the one being read
+	held     int // parts that may not be read yet
 	requests int
 	closed   bool
 }
 
 func newScript(parts ...[]byte) *script {
-	s := &script{parts: parts}
+	s := &script{parts: parts, held: len(parts) - 1}
 	s.wake = sync.NewCond(&s.mu)
 	return s
 }
@@ -37,15 +37,15 @@ func (s *script) Read(p []byte) (int, error) {
 		switch {
 		case s.closed:
 			return 0, net.ErrClosed
-		case s.part == len(s.parts):
+		case len(s.parts) == 0:
 			return 0, io.EOF
-		case s.requests < s.part:
+		case len(s.parts) <= s.held:
 			s.wake.Wait()
-		case len(s.parts[s.part]) == 0:
-			s.part++
+		case len(s.parts[0]) == 0:
+			s.parts = s.parts[1:]
 		default:
-			n := copy(p, s.parts[s.part])
-			s.parts[s.part] = s.parts[s.part][n:]
+			n := copy(p, s.parts[0])
+			s.parts[0] = s.parts[0][n:]
 			return n, nil
 		}
 	}
@@ -62,6 +62,31 @@ func (s *script) Write(p []byte) (int, error) {
 		s.wake.Broadcast()
 	}
 	return len(p), nil
+}
+
+// begin runs f beside, and returns when it has sent a request, or has ended.
+func (s *script) begin(all *sync.WaitGroup, f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ended, had := false, s.requests
+	all.Go(func() {
+		f()
+		s.mu.Lock()
+		ended = true
+		s.wake.Broadcast()
+		s.mu.Unlock()
+	})
+	for !ended && s.requests == had {
+		s.wake.Wait()
+	}
+}
+
+// release lets all parts be read.
+func (s *script) release() {
+	s.mu.Lock()
+	s.held = 0
+	s.wake.Broadcast()
+	s.mu.Unlock()
 }
 
 func (s *script) Close() error {
@@ -130,36 +155,46 @@ func chunkBytes(flags, kind uint16, handle uint64, p []byte) []byte {
 	return cat(be32(0x668e33ef), be16(flags), be16(kind), be64(handle), be32(uint32(len(p))), p)
 }
 
-// FuzzClient has a server answer a handshake, a read and a block status with
-// any bytes. A read that succeeds must have filled the whole buffer.
+// FuzzClient has a server answer a handshake, and then a read and a block
+// status, with any bytes. A read that succeeds must have filled the whole
+// buffer.
 func FuzzClient(f *testing.F) {
 	data := bytes.Repeat([]byte{1}, 4096)
+	simple := func(code uint32, handle uint64) []byte { return cat(be32(0x67446698), be32(code), be64(handle)) }
 	good := cat(chunkBytes(0, 1, 1, cat(be64(0), data)), chunkBytes(0, 2, 1, cat(be64(4096), be32(2048))), chunkBytes(1, 1, 1, cat(be64(6144), data[:2048])))
 	status := chunkBytes(1, 5, 2, cat(be32(1), be32(4096), be32(0), be32(61440), be32(3)))
-	f.Add(granting(), good, status)
-	f.Add(granting(), cat(chunkBytes(0, 1, 1, cat(be64(4096), data)), chunkBytes(1, 1, 1, cat(be64(4096), data))), status)
-	f.Add(granting(), chunkBytes(1, 1<<15+1, 1, cat(be32(5), be16(3), []byte("bad"))), chunkBytes(1, 1<<15+2, 2, cat(be32(5), be16(0), be64(0))))
-	f.Add(granting(), chunkBytes(1, 1, 1, cat(be64(1<<63), data)), chunkBytes(1, 0, 2, nil))
-	f.Add(granting(), cat(be32(0x67446698), be32(0), be64(1), data), cat(be32(0x67446698), be32(22), be64(2)))
-	f.Add(cat([]byte("NBDMAGIC"), be64(0x420281861253), be64(4096)), []byte{}, []byte{})
-	f.Fuzz(func(t *testing.T, handshake, first, second []byte) {
+	f.Add(granting(), cat(good, status))
+	f.Add(granting(), cat(chunkBytes(0, 1, 1, cat(be64(4096), data)), status, chunkBytes(1, 1, 1, cat(be64(0), data))))
+	f.Add(granting(), cat(chunkBytes(0, 1, 1, cat(be64(4096), data)), chunkBytes(1, 1, 1, cat(be64(4096), data))))
+	f.Add(granting(), cat(chunkBytes(1, 1<<15+1, 1, cat(be32(5), be16(3), []byte("bad"))), chunkBytes(1, 1<<15+2, 2, cat(be32(5), be16(0), be64(0)))))
+	f.Add(granting(), cat(chunkBytes(1, 1, 1, cat(be64(1<<63), data)), chunkBytes(1, 0, 2, nil)))
+	f.Add(granting(), cat(simple(22, 2), simple(5, 1)))
+	f.Add(cat([]byte("NBDMAGICIHAVEOPT\x00\x03"), be64(0x3e889045565a9), be32(optStructured), be32(repUnsup), be32(0),
+		be64(0x3e889045565a9), be32(optGo), be32(repUnsup), be32(0), be64(64<<10), be16(1)), cat(simple(0, 1), data, data))
+	f.Add(cat([]byte("NBDMAGIC"), be64(0x420281861253), be64(4096)), []byte{})
+	f.Fuzz(func(t *testing.T, handshake, answers []byte) {
 		ctx := t.Context()
-		c, err := nbd.NewClient(ctx, newScript(handshake, first, second), nbd.DialOptions{})
+		c, err := nbd.NewClient(ctx, newScript(handshake), nbd.DialOptions{})
 		if err != nil {
 			return
 		}
-		p := make([]byte, 8192)
-		for i := range p {
-			p[i] = 0xee
+		_ = c.Close()
+		// The handshake is whole, so that nobody waits for the rest of it.
+		peer := newScript(handshake, answers)
+		if c, err = nbd.NewClient(ctx, peer, nbd.DialOptions{}); err != nil {
+			t.Fatal(err)
 		}
-		if c.Size() >= int64(len(p)) {
+		var all sync.WaitGroup
+		p := bytes.Repeat([]byte{0xee}, 8192)
+		peer.begin(&all, func() {
 			err := c.ReadAt(ctx, p, 0)
-			if left := bytes.Count(p, []byte{0xee}); err == nil && left > bytes.Count(first, []byte{0xee})+bytes.Count(second, []byte{0xee})+bytes.Count(handshake, []byte{0xee}) {
+			if left := bytes.Count(p, []byte{0xee}); err == nil && left > bytes.Count(answers, []byte{0xee}) {
 				t.Errorf("read has left %d bytes as they were", left)
 			}
-		}
-		e := block.Extent{Length: c.Size()}
-		if spans, err := c.Map(ctx, e); err == nil {
+		})
+		peer.begin(&all, func() {
+			e := block.Extent{Length: c.Size()}
+			spans, err := c.Map(ctx, e)
 			at := int64(0)
 			for _, sp := range spans {
 				if sp.Offset != at || sp.Length <= 0 && e.Length > 0 || sp.Hole && !sp.Zero {
@@ -167,10 +202,12 @@ func FuzzClient(f *testing.F) {
 				}
 				at = sp.End()
 			}
-			if at > e.Length {
+			if err == nil && at > e.Length {
 				t.Errorf("spans %v reach beyond %d", spans, e.Length)
 			}
-		}
+		})
+		peer.release()
+		all.Wait()
 		_ = c.Close()
 	})
 }
@@ -180,13 +217,19 @@ func FuzzClient(f *testing.F) {
 func TestFuzzSeedSucceeds(t *testing.T) {
 	t.Parallel()
 	data := bytes.Repeat([]byte{1}, 4096)
-	c, err := nbd.NewClient(t.Context(), newScript(granting(), chunkBytes(1, 1, 1, cat(be64(0), data))), nbd.DialOptions{})
+	peer := newScript(granting(), chunkBytes(1, 1, 1, cat(be64(0), data)))
+	c, err := nbd.NewClient(t.Context(), peer, nbd.DialOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := make([]byte, 4096)
-	if err := c.ReadAt(t.Context(), p, 0); err != nil || !bytes.Equal(p, data) {
-		t.Error(err)
-	}
+	var all sync.WaitGroup
+	peer.begin(&all, func() {
+		p := make([]byte, 4096)
+		if err := c.ReadAt(t.Context(), p, 0); err != nil || !bytes.Equal(p, data) {
+			t.Error(err)
+		}
+	})
+	peer.release()
+	all.Wait()
 	_ = c.Close()
 }

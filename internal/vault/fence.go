@@ -2,9 +2,12 @@ package vault
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
@@ -22,36 +25,89 @@ type EndOptions struct {
 // End closes a timeline, so that no writer can append to it any more, and
 // returns its last position. A writer that is at it races for each place in the
 // timeline and loses the one after which End has written. It is durable when it
-// returns, and may be repeated: then it returns the same.
+// returns, and may be repeated: then it returns the same. Also a damaged timeline
+// can be closed; then the position is the last that can be read.
 func (s *Stream) End(ctx context.Context, tl holdfast.TimelineID, o EndOptions) (holdfast.Position, error) {
 	for {
-		if err := s.Refresh(ctx); err != nil {
+		if err := s.Refresh(ctx); err != nil && !isDamage(err) {
 			return 0, err
 		}
-		s.mu.RLock()
-		t, ok := s.timelines[tl]
-		if !ok {
-			s.mu.RUnlock()
-			return 0, fmt.Errorf("end timeline %s: %w", tl, ErrNoPosition)
-		}
-		tail, ended, generation := t.tail, t.ended, t.desc.Generation
-		s.mu.RUnlock()
-		if ended != nil {
-			return ended.Last, nil
-		}
-		if o.Generation <= generation {
-			return 0, fmt.Errorf("end timeline %s of generation %d as generation %d: %w", tl, generation, o.Generation, ErrFenced)
-		}
-		err := s.putEnd(ctx, tl, tail, o)
+		last, done, err := s.tryEnd(ctx, tl, o)
 		if err != nil && !errors.Is(err, objstore.ErrExists) {
 			return 0, fmt.Errorf("end timeline %s: %w", tl, err)
+		}
+		if err == nil && done {
+			return last, nil
 		}
 	}
 }
 
+// tryEnd says whether a timeline is closed; if not, it tries to close it behind
+// what is known of it.
+func (s *Stream) tryEnd(ctx context.Context, tl holdfast.TimelineID, o EndOptions) (last holdfast.Position, done bool, err error) {
+	s.mu.RLock()
+	t, ok := s.timelines[tl]
+	if !ok {
+		_, err := s.lineage(tl)
+		s.mu.RUnlock()
+		return 0, false, err
+	}
+	tail, ended, generation, cut := t.tail, t.ended != nil, t.desc.Generation, t.cut
+	last = tail.Position
+	s.mu.RUnlock()
+	if cut {
+		if tail, ended, err = s.tailBehindDamage(ctx, tl, tail); err != nil {
+			return 0, false, err
+		}
+	}
+	if ended {
+		return last, true, nil
+	}
+	if o.Generation <= generation {
+		return 0, false, fmt.Errorf("timeline is of generation %d, the one that ends it is %d: %w", generation, o.Generation, ErrFenced)
+	}
+	return 0, false, s.putEnd(ctx, tl, tail, o)
+}
+
+// tailBehindDamage returns the end of a timeline that has damaged segments, from
+// its last object, so that nobody can append to it.
+func (s *Stream) tailBehindDamage(ctx context.Context, tl holdfast.TimelineID, tail Tail) (Tail, bool, error) {
+	entries, err := s.v.store.List(ctx, streamName(s.desc.ID, tl.String())+"/", "")
+	if err != nil {
+		return tail, false, err
+	}
+	for _, e := range slices.Backward(entries) {
+		seq, ok := segmentSeq(e.Name)
+		if !ok || seq <= tail.Seq {
+			continue
+		}
+		b, _, err := s.v.store.Get(ctx, e.Name)
+		if err != nil {
+			return tail, false, err
+		}
+		tail = Tail{Seq: seq, Position: tail.Position, Time: tail.Time}
+		if h, err := segment.ParseHeader(b); err == nil && h.Stream == s.desc.ID && h.Timeline == tl && h.Seq == seq {
+			if h.Kind == segment.End {
+				return tail, true, nil
+			}
+			tail.Position, tail.Time = h.Last, h.LastTime
+			tail.Hash, _ = segment.ChainHash(b) // zero if it is damaged itself
+		}
+		break
+	}
+	return tail, false, nil
+}
+
+// segmentSeq returns the sequence number in the name of a segment.
+func segmentSeq(name string) (uint64, bool) {
+	base, ok := strings.CutSuffix(path.Base(name), ".seg")
+	seq, err := strconv.ParseUint(base, 16, 64)
+	return seq, ok && err == nil && seq > 0 && len(base) == 16
+}
+
 // putEnd writes the segment that closes a timeline.
 func (s *Stream) putEnd(ctx context.Context, tl holdfast.TimelineID, tail Tail, o EndOptions) error {
-	at := o.Now.Round(0).Truncate(time.Microsecond)
+	at := stamp(o.Now)
 	if at.Before(tail.Time) {
 		at = tail.Time
 	}
@@ -79,43 +135,55 @@ type ForkOptions struct {
 // closes nothing. It is durable when it returns.
 func (s *Stream) Fork(ctx context.Context, o ForkOptions) (holdfast.TimelineID, error) {
 	for {
-		if err := s.Refresh(ctx); err != nil {
+		if err := s.Refresh(ctx); err != nil && !isDamage(err) {
 			return 0, err
 		}
-		id, err := s.nextTimeline(o)
+		id, at, err := s.nextTimeline(o)
 		if err != nil {
 			return 0, fmt.Errorf("fork timeline %s at position %s: %w", o.From, o.At, err)
 		}
-		b, err := json.MarshalIndent(timelineDescriptor{
-			Format: FormatVersion, ID: id, Parent: o.From, ForkAt: o.At, Generation: o.Generation, Reason: o.Reason, CreatedAt: o.Now.UTC(),
-		}, "", "  ")
-		if err != nil {
-			return 0, err
-		}
-		err = s.v.store.PutIfAbsent(ctx, timelineName(s.desc.ID, id), b)
+		err = s.v.putNew(ctx, timelineName(s.desc.ID, id), timelineDescriptor{
+			Format: FormatVersion, ID: id, Parent: o.From, ForkAt: o.At, Generation: o.Generation, Reason: o.Reason, CreatedAt: at,
+		})
 		if errors.Is(err, objstore.ErrExists) {
 			continue
 		}
 		if err != nil {
 			return 0, fmt.Errorf("fork timeline %s at position %s: %w", o.From, o.At, err)
 		}
-		return id, s.Refresh(ctx)
+		if err := s.Refresh(ctx); err != nil && !isDamage(err) {
+			return 0, err
+		}
+		return id, nil
 	}
 }
 
-func (s *Stream) nextTimeline(o ForkOptions) (holdfast.TimelineID, error) {
+// nextTimeline returns the id of a fork, and its time, which is not before that
+// of the position.
+func (s *Stream) nextTimeline(o ForkOptions) (holdfast.TimelineID, time.Time, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	from, ok := s.timelines[o.From]
-	if !ok || o.At > from.tail.Position || o.At < from.desc.ForkAt {
-		return 0, ErrNoPosition
+	at := stamp(o.Now)
+	parts, broken := s.lineage(o.From)
+	if len(parts) == 0 {
+		return 0, at, broken
 	}
-	var last holdfast.TimelineID
-	for id, t := range s.timelines {
-		last = max(last, id)
+	last := parts[len(parts)-1]
+	switch {
+	case o.At > last.to && broken != nil:
+		return 0, at, broken
+	case o.At > last.to:
+		return 0, at, ErrNoPosition
+	case s.highest >= MaxTimelines:
+		return 0, at, fmt.Errorf("the stream has %d timelines, the most there can be", MaxTimelines)
+	}
+	for _, t := range s.timelines {
 		if t.desc.Generation > o.Generation {
-			return 0, fmt.Errorf("%w: there is generation %d", ErrFenced, t.desc.Generation)
+			return 0, at, fmt.Errorf("%w: there is generation %d", ErrFenced, t.desc.Generation)
 		}
 	}
-	return last + 1, nil
+	if forked := partOf(parts, o.At).t.timeOf(o.At); at.Before(forked) {
+		at = stamp(forked)
+	}
+	return s.highest + 1, at, nil
 }

@@ -2,7 +2,7 @@ package vault
 
 import (
 	"context"
-	"encoding/json"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,9 +29,11 @@ type LeaseOptions struct {
 
 // leaseRecord is the object `lease`.
 type leaseRecord struct {
+	Format  int    `json:"format"`
 	Owner   string `json:"owner"`
 	Host    string `json:"host"`
-	Counter uint64 `json:"counter"`
+	Session string `json:"session"` // random, of each time that it is taken
+	Counter uint64 `json:"counter"` // raised by each renewal
 }
 
 // Lease is held by the one server that works with a vault.
@@ -65,7 +67,7 @@ func (v *Vault) AcquireLease(ctx context.Context, o LeaseOptions) (context.Conte
 			return nil, nil, err
 		}
 	}
-	next := leaseRecord{Owner: o.Owner, Host: o.Host, Counter: rec.Counter + 1}
+	next := leaseRecord{Format: FormatVersion, Owner: o.Owner, Host: o.Host, Session: rand.Text(), Counter: rec.Counter + 1}
 	if etag, err = v.putLease(ctx, next, etag); err != nil {
 		return nil, nil, err
 	}
@@ -84,21 +86,18 @@ func (l *Lease) Release() {
 
 func (v *Vault) lease(ctx context.Context) (leaseRecord, string, error) {
 	var rec leaseRecord
-	b, etag, err := v.store.Get(ctx, leaseName)
-	if errors.Is(err, objstore.ErrNotFound) {
-		return rec, "", nil
+	etag, err := v.getDocument(ctx, leaseName, &rec)
+	if missing(err) {
+		return leaseRecord{}, "", nil
 	}
 	if err != nil {
 		return rec, "", fmt.Errorf("read lease: %w", err)
-	}
-	if err := json.Unmarshal(b, &rec); err != nil {
-		return rec, "", damaged(leaseName, errors.Join(ErrCorrupt, err))
 	}
 	return rec, etag, nil
 }
 
 func (v *Vault) putLease(ctx context.Context, rec leaseRecord, etag string) (string, error) {
-	b, err := json.Marshal(rec)
+	b, err := v.secret.document(leaseName, rec)
 	if err != nil {
 		return "", err
 	}
@@ -160,9 +159,11 @@ func (v *Vault) keepLease(ctx context.Context, rec leaseRecord, etag string, o L
 		case err == nil:
 			etag = next
 		case errors.Is(err, ErrInUse):
-			if cur, now, gerr := v.lease(ctx); gerr == nil && cur.Owner == rec.Owner && cur.Counter == rec.Counter {
+			if cur, now, gerr := v.lease(ctx); gerr == nil && cur.Session == rec.Session {
 				etag = now // our own write, whose answer was lost
 				continue
+			} else if gerr != nil && !isDamage(gerr) {
+				continue // it is not known who has it; the next beat will tell
 			}
 			return err
 		default:

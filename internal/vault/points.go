@@ -2,6 +2,7 @@ package vault
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"sort"
 	"time"
@@ -48,9 +49,14 @@ type placedMark struct {
 	at  time.Time
 }
 
+// point returns a mark of kind MarkPoint as a recovery point.
+func (m placedMark) point() Point {
+	return Point{ID: "p" + m.pos.String(), Name: m.Name, Position: m.pos, Time: m.at, Consistency: m.Consistency}
+}
+
 // Point is a recovery point.
 type Point struct {
-	ID          string // unique in the stream
+	ID          string // unique in a timeline and its past
 	Name        string
 	Position    holdfast.Position
 	Time        time.Time
@@ -69,37 +75,65 @@ type part struct {
 	to holdfast.Position // inclusive
 }
 
-// lineage returns a timeline and its ancestors, the oldest first. The caller
+// lineage returns a timeline and its ancestors, the oldest first, as far as they
+// can be read without a gap. If that is not all, broken says why. The caller
 // holds mu.
-func (s *Stream) lineage(tl holdfast.TimelineID) ([]part, error) {
-	t, ok := s.timelines[tl]
-	if !ok {
-		return nil, fmt.Errorf("timeline %s: %w", tl, ErrNoPosition)
-	}
-	parts := []part{{t, t.tail.Position}}
-	for t.desc.Parent != 0 {
-		at := t.desc.ForkAt
-		t = s.timelines[t.desc.Parent]
-		parts = append(parts, part{t, min(at, t.tail.Position)})
+func (s *Stream) lineage(tl holdfast.TimelineID) (parts []part, broken error) {
+	to := holdfast.Position(math.MaxUint64)
+	for id := tl; id != 0; {
+		t, ok := s.timelines[id]
+		switch {
+		case !ok && id > s.highest:
+			return nil, fmt.Errorf("timeline %s: %w", tl, ErrNoPosition)
+		case !ok:
+			return nil, damaged(timelineName(s.desc.ID, id), fmt.Errorf("%w: it cannot be read", ErrCorrupt))
+		case id == tl:
+			to = t.tail.Position
+		}
+		parts = append(parts, part{t, to})
+		// A fork may lie before its parent's own beginning.
+		id, to = t.desc.Parent, min(to, t.desc.ForkAt)
 	}
 	slices.Reverse(parts)
-	return parts, nil
+	for i, p := range parts {
+		if p.to > p.t.tail.Position {
+			parts[i].to = p.t.tail.Position
+			return parts[:i+1], s.whyShort(parts[i:])
+		}
+	}
+	return parts, parts[len(parts)-1].t.broken
+}
+
+// whyShort returns why the first of parts cannot be read up to where the second
+// forks.
+func (s *Stream) whyShort(parts []part) error {
+	if parts[0].t.broken != nil {
+		return parts[0].t.broken
+	}
+	return s.checkFork(parts[1].t)
+}
+
+// partOf returns the part that has a position.
+func partOf(parts []part, pos holdfast.Position) part {
+	for _, p := range slices.Backward(parts) {
+		if pos > p.t.desc.ForkAt {
+			return p
+		}
+	}
+	return parts[0]
 }
 
 // Points returns the recovery points of a timeline and of its past, the oldest
-// first.
+// first; only those that can be read, if there is damage.
 func (s *Stream) Points(tl holdfast.TimelineID) []Point {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	parts, err := s.lineage(tl)
-	if err != nil {
-		return nil
-	}
+	parts, _ := s.lineage(tl) // what cannot be read has no points and ranges
 	var out []Point
 	for _, p := range parts {
 		for _, m := range p.t.marks {
 			if m.Kind == MarkPoint && m.pos <= p.to {
-				out = append(out, Point{ID: "p" + m.pos.String(), Name: m.Name, Position: m.pos, Time: m.at, Consistency: m.Consistency})
+				out = append(out, m.point())
 			}
 		}
 	}
@@ -107,7 +141,7 @@ func (s *Stream) Points(tl holdfast.TimelineID) []Point {
 }
 
 // Ranges returns where a timeline and its past are crash-consistent, the oldest
-// first.
+// first; only as far as they can be read, if there is damage.
 func (s *Stream) Ranges(tl holdfast.TimelineID) []Range {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -115,10 +149,7 @@ func (s *Stream) Ranges(tl holdfast.TimelineID) []Range {
 }
 
 func (s *Stream) ranges(tl holdfast.TimelineID) []Range {
-	parts, err := s.lineage(tl)
-	if err != nil {
-		return nil
-	}
+	parts, _ := s.lineage(tl) // what cannot be read has no points and ranges
 	var out []Range
 	open := false
 	end := func(pos holdfast.Position, at time.Time) {
@@ -187,10 +218,7 @@ func (s *Stream) Resolve(tl holdfast.TimelineID, at time.Time) (holdfast.Positio
 
 // lastBefore returns the newest position at or before a time.
 func (s *Stream) lastBefore(tl holdfast.TimelineID, at time.Time) holdfast.Position {
-	parts, err := s.lineage(tl)
-	if err != nil {
-		return 0
-	}
+	parts, _ := s.lineage(tl)
 	for _, p := range slices.Backward(parts) {
 		for _, l := range slices.Backward(p.t.segs) {
 			es := l.Index.Entries
@@ -202,4 +230,3 @@ func (s *Stream) lastBefore(tl holdfast.TimelineID, at time.Time) holdfast.Posit
 	}
 	return 0
 }
-

@@ -2,18 +2,12 @@ package vault
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"path"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
-	"github.com/holdfast-dr/holdfast/internal/objstore"
 	"github.com/holdfast-dr/holdfast/internal/vault/segment"
 )
 
@@ -26,9 +20,11 @@ type Stream struct {
 
 	// refresh makes Refresh one at a time.
 	refresh sync.Mutex
-	// mu guards timelines, whose loaded segments never change.
+	// mu guards what follows. What is loaded of segments never changes.
 	mu        sync.RWMutex
 	timelines map[holdfast.TimelineID]*timeline
+	highest   holdfast.TimelineID // that there is, loaded or damaged
+	damage    error               // what the last Refresh found
 }
 
 // timelineDescriptor is the object `streams/ID/timelines/TIMELINE`.
@@ -39,7 +35,7 @@ type timelineDescriptor struct {
 	ForkAt     holdfast.Position   `json:"fork_at"`
 	Generation holdfast.Generation `json:"generation"`
 	Reason     string              `json:"reason"`
-	CreatedAt  time.Time           `json:"created_at"`
+	CreatedAt  time.Time           `json:"created_at"` // not before the position where it forks
 }
 
 // timeline is what is loaded of one.
@@ -50,13 +46,16 @@ type timeline struct {
 	ended *segment.Header
 	bytes int64
 	tail  Tail
+	// broken says why nothing behind tail can be read, although there is
+	// something, or was; cut that it is this timeline's own segments.
+	broken error
+	cut    bool
 }
 
 // loaded is a segment whose index is in memory.
 type loaded struct {
 	*segment.Reader
 	name string
-	hash [segment.HashSize]byte
 	size int64
 }
 
@@ -76,7 +75,8 @@ type Timeline struct {
 	Generation holdfast.Generation
 	Reason     string
 	Ended      bool
-	Tail       Tail
+	Tail       Tail  // of what could be read
+	Damaged    error // why more could not be; nil if nothing is damaged
 }
 
 func timelineName(id holdfast.StreamID, tl holdfast.TimelineID) string {
@@ -96,191 +96,6 @@ func (s *Stream) Name() string { return s.desc.Name }
 // Disks returns its disks.
 func (s *Stream) Disks() []Disk { return slices.Clone(s.desc.Disks) }
 
-// Refresh loads what has come since the last one: timelines, and the indexes of
-// new segments. It is cheap when nothing is new.
-func (s *Stream) Refresh(ctx context.Context) error {
-	s.refresh.Lock()
-	defer s.refresh.Unlock()
-	if err := s.refreshTimelines(ctx); err != nil {
-		return fmt.Errorf("refresh stream %s: %w", s.desc.ID, err)
-	}
-	s.mu.RLock()
-	all := make([]*timeline, 0, len(s.timelines))
-	for _, t := range s.timelines {
-		all = append(all, t)
-	}
-	s.mu.RUnlock()
-	slices.SortFunc(all, func(a, b *timeline) int { return int(a.desc.ID) - int(b.desc.ID) })
-	for _, t := range all {
-		if err := s.refreshTimeline(ctx, t); err != nil {
-			return fmt.Errorf("refresh stream %s: %w", s.desc.ID, err)
-		}
-	}
-	return nil
-}
-
-func (s *Stream) refreshTimelines(ctx context.Context) error {
-	entries, err := s.v.store.List(ctx, streamName(s.desc.ID, "timelines")+"/", "")
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		n, err := strconv.ParseUint(path.Base(e.Name), 16, 32)
-		if err != nil || n == 0 {
-			return damaged(e.Name, fmt.Errorf("%w: not the name of a timeline", ErrCorrupt))
-		}
-		s.mu.RLock()
-		_, known := s.timelines[holdfast.TimelineID(n)]
-		s.mu.RUnlock()
-		if known {
-			continue
-		}
-		if err := s.loadTimeline(ctx, e.Name, holdfast.TimelineID(n)); err != nil {
-			return err
-		}
-	}
-	if len(entries) == 0 {
-		return damaged(streamName(s.desc.ID, "timelines"), fmt.Errorf("%w: it has no timeline", ErrCorrupt))
-	}
-	return nil
-}
-
-func (s *Stream) loadTimeline(ctx context.Context, name string, id holdfast.TimelineID) error {
-	b, _, err := s.v.store.Get(ctx, name)
-	if err != nil {
-		return err
-	}
-	t := &timeline{}
-	if err := json.Unmarshal(b, &t.desc); err != nil || t.desc.ID != id || t.desc.Generation == 0 {
-		return damaged(name, fmt.Errorf("%w: not the descriptor of this timeline", ErrCorrupt))
-	}
-	if t.desc.Format > FormatVersion {
-		return fmt.Errorf("timeline %s: %w", id, ErrNewerFormat)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if p := t.desc.Parent; p != 0 {
-		if parent, ok := s.timelines[p]; !ok || p >= id {
-			return damaged(name, fmt.Errorf("%w: parent timeline %s is not there", ErrCorrupt, p))
-		} else if t.desc.ForkAt < parent.desc.ForkAt {
-			return damaged(name, fmt.Errorf("%w: it forks before its parent", ErrCorrupt))
-		}
-	}
-	t.tail = Tail{Position: t.desc.ForkAt, Time: t.desc.CreatedAt}
-	s.timelines[id] = t
-	return nil
-}
-
-// refreshTimeline loads a timeline's new segments.
-func (s *Stream) refreshTimeline(ctx context.Context, t *timeline) error {
-	if t.ended != nil {
-		return nil
-	}
-	prefix := streamName(s.desc.ID, t.desc.ID.String()) + "/"
-	after := ""
-	if t.tail.Seq > 0 {
-		after = segmentName(s.desc.ID, t.desc.ID, t.tail.Seq)
-	}
-	entries, err := s.v.store.List(ctx, prefix, after)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if !strings.HasSuffix(e.Name, ".seg") {
-			continue
-		}
-		l, err := s.loadSegment(ctx, e)
-		if err != nil {
-			return err
-		}
-		if err := t.follows(l); err != nil {
-			return damaged(e.Name, err)
-		}
-		s.mu.Lock()
-		err = t.append(l)
-		s.mu.Unlock()
-		if err != nil {
-			return damaged(e.Name, err)
-		}
-	}
-	return nil
-}
-
-// loadSegment reads a segment's header, index and checksum.
-func (s *Stream) loadSegment(ctx context.Context, e objstore.Entry) (*loaded, error) {
-	head, err := s.v.store.GetRange(ctx, e.Name, 0, segment.HeaderSize)
-	if err != nil {
-		return nil, err
-	}
-	h, err := segment.ParseHeader(head)
-	if err != nil {
-		return nil, damaged(e.Name, err)
-	}
-	if e.Size != h.Size() {
-		return nil, damaged(e.Name, fmt.Errorf("%w: it has %d bytes, its header says %d", ErrCorrupt, e.Size, h.Size()))
-	}
-	rest, err := s.v.store.GetRange(ctx, e.Name, h.IndexOff, h.IndexLen+segment.FooterSize)
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(rest)) != h.IndexLen+segment.FooterSize {
-		return nil, damaged(e.Name, fmt.Errorf("%w: it ends early", ErrCorrupt))
-	}
-	r, err := segment.NewReader(head, rest[:h.IndexLen], s.key, s.v.codec)
-	if err != nil {
-		return nil, damaged(e.Name, err)
-	}
-	l := &loaded{Reader: r, name: e.Name, size: e.Size}
-	copy(l.hash[:], rest[h.IndexLen:])
-	return l, nil
-}
-
-// follows checks that a segment belongs at the end of the timeline.
-func (t *timeline) follows(l *loaded) error {
-	h := l.Header
-	switch {
-	case h.Timeline != t.desc.ID:
-		return fmt.Errorf("%w: it is of timeline %s", ErrCorrupt, h.Timeline)
-	case h.Seq != t.tail.Seq+1:
-		return fmt.Errorf("%w: it has sequence number %d, the one before is %d: a segment is missing", ErrCorrupt, h.Seq, t.tail.Seq)
-	case h.Prev != t.tail.Hash:
-		return fmt.Errorf("%w: the segment before it is not the one that it was written after", ErrCorrupt)
-	case h.First != t.tail.Position+1:
-		return fmt.Errorf("%w: it begins at position %s, the one before ends at %s", ErrCorrupt, h.First, t.tail.Position)
-	case h.Generation < t.desc.Generation:
-		return fmt.Errorf("%w: it is of generation %d, its timeline of %d", ErrCorrupt, h.Generation, t.desc.Generation)
-	}
-	return nil
-}
-
-// append takes a segment that follows.
-func (t *timeline) append(l *loaded) error {
-	var marks []placedMark
-	for i := range l.Index.Entries {
-		e := &l.Index.Entries[i]
-		if e.Kind != segment.Mark {
-			continue
-		}
-		m := placedMark{pos: e.Position, at: e.Time}
-		if err := json.Unmarshal(e.Mark, &m.Mark); err != nil {
-			return fmt.Errorf("%w: mark at position %s: %w", ErrCorrupt, e.Position, err)
-		}
-		marks = append(marks, m)
-	}
-	t.marks = append(t.marks, marks...)
-	t.segs = append(t.segs, l)
-	t.bytes += l.size
-	t.tail.Seq, t.tail.Hash = l.Header.Seq, l.hash
-	if l.Header.First <= l.Header.Last {
-		t.tail.Position, t.tail.Time = l.Header.Last, l.Header.LastTime
-	}
-	if l.Header.Kind == segment.End {
-		h := l.Header
-		t.ended = &h
-	}
-	return nil
-}
-
 // Timelines returns what is known of all timelines, by id.
 func (s *Stream) Timelines() []Timeline {
 	s.mu.RLock()
@@ -289,7 +104,7 @@ func (s *Stream) Timelines() []Timeline {
 	for _, t := range s.timelines {
 		out = append(out, Timeline{
 			ID: t.desc.ID, Parent: t.desc.Parent, ForkAt: t.desc.ForkAt, Generation: t.desc.Generation, Reason: t.desc.Reason,
-			Ended: t.ended != nil, Tail: t.tail,
+			Ended: t.ended != nil, Tail: t.tail, Damaged: t.broken,
 		})
 	}
 	slices.SortFunc(out, func(a, b Timeline) int { return int(a.ID) - int(b.ID) })
@@ -327,25 +142,25 @@ type Canary struct {
 	Position holdfast.Position   `json:"position"`
 }
 
-// PutCanary replaces the canary.
+// canaryDocument is the object `streams/ID/canary`.
+type canaryDocument struct {
+	Format int `json:"format"`
+	Canary
+}
+
+// PutCanary replaces the canary, durably.
 func (s *Stream) PutCanary(ctx context.Context, c Canary) error {
-	b, err := json.Marshal(c)
+	name := streamName(s.desc.ID, "canary")
+	b, err := s.v.secret.document(name, canaryDocument{FormatVersion, c})
 	if err != nil {
 		return err
 	}
-	return s.v.store.Put(ctx, streamName(s.desc.ID, "canary"), b)
+	return s.v.store.Put(ctx, name, b)
 }
 
 // Canary reads the canary; it fails with objstore.ErrNotFound if there is none.
 func (s *Stream) Canary(ctx context.Context) (Canary, error) {
-	var c Canary
-	name := streamName(s.desc.ID, "canary")
-	b, _, err := s.v.store.Get(ctx, name)
-	if err != nil {
-		return c, err
-	}
-	if err := json.Unmarshal(b, &c); err != nil {
-		return c, damaged(name, errors.Join(ErrCorrupt, err))
-	}
-	return c, nil
+	var c canaryDocument
+	_, err := s.v.getDocument(ctx, streamName(s.desc.ID, "canary"), &c)
+	return c.Canary, err
 }

@@ -8,17 +8,16 @@ package vault
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"path"
+	"slices"
 	"strings"
 	"time"
-
-	"crypto/rand"
 
 	"filippo.io/age"
 
@@ -47,6 +46,8 @@ var (
 	ErrFenced = errors.New("this timeline is fenced off")
 	// ErrAlreadyCommitted says of a spooled segment that the vault has it.
 	ErrAlreadyCommitted = errors.New("segment is in the vault already")
+	// ErrForeign says of a spooled segment that it is not what comes next.
+	ErrForeign = errors.New("segment does not belong here")
 	// ErrStreamExists says that there is a stream of this id.
 	ErrStreamExists = errors.New("stream exists already")
 	// ErrNoStream says that there is no stream of this id.
@@ -101,12 +102,11 @@ type descriptor struct {
 	ID         string    `json:"id"`
 	CreatedAt  time.Time `json:"created_at"`
 	Recipients []string  `json:"recipients"`
-	KeyCheck   []byte    `json:"key_check"` // keyCheckText, encrypted to the recipients
+	Secret     []byte    `json:"secret"` // secretSize bytes, encrypted to the recipients
 }
 
 const (
 	descriptorName = "vault"
-	keyCheckText   = "holdfast vault"
 	streamsPrefix  = "streams/"
 )
 
@@ -130,22 +130,25 @@ type Vault struct {
 	key   Key
 	opts  Options
 	desc  descriptor
-	codec *segment.Codec
+	// secret authenticates all documents.
+	secret secret
+	codec  *segment.Codec
 }
 
-// Create makes a vault in an empty store. It is durable when it returns.
+// Create makes a vault in an empty store. It is durable when it returns. It
+// fails with ErrExists if there is one already.
 func Create(ctx context.Context, store objstore.Store, o CreateOptions) (*Vault, error) {
-	var id [16]byte
-	_, _ = rand.Read(id[:]) // never fails
-	d := descriptor{Format: FormatVersion, ID: hex.EncodeToString(id[:]), CreatedAt: o.Now.UTC(),
+	var sec secret
+	_, _ = rand.Read(sec[:]) // never fails
+	d := descriptor{Format: FormatVersion, ID: sec.id(), CreatedAt: stamp(o.Now),
 		Recipients: append([]string{o.Key.Recipient()}, o.Recovery...)}
 	var err error
-	if d.KeyCheck, err = wrap(d.Recipients, []byte(keyCheckText)); err != nil {
+	if d.Secret, err = wrap(d.Recipients, sec[:]); err != nil {
 		return nil, fmt.Errorf("create vault: %w", err)
 	}
-	b, err := json.MarshalIndent(d, "", "  ")
+	b, err := sec.document(descriptorName, d)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("create vault: %w", err)
 	}
 	if err := store.PutIfAbsent(ctx, descriptorName, b); err != nil {
 		if errors.Is(err, objstore.ErrExists) {
@@ -165,29 +168,48 @@ func Open(ctx context.Context, store objstore.Store, key Key, o Options) (*Vault
 	if o.Cache <= 0 {
 		o.Cache = 64 << 20
 	}
+	v := &Vault{store: store, key: key, opts: o}
 	b, _, err := store.Get(ctx, descriptorName)
-	if errors.Is(err, objstore.ErrNotFound) {
-		return nil, fmt.Errorf("open vault: %w", ErrNotVault)
+	if missing(err) {
+		err = ErrNotVault
+	}
+	if err == nil {
+		err = v.read(b)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open vault: %w", err)
 	}
-	v := &Vault{store: store, key: key, opts: o}
-	if err := json.Unmarshal(b, &v.desc); err != nil || v.desc.Format < 1 {
-		return nil, fmt.Errorf("open vault: %w", damaged(descriptorName, errors.Join(ErrCorrupt, err)))
-	}
-	if v.desc.Format > FormatVersion {
-		return nil, fmt.Errorf("open vault: %w: format %d, this software knows %d", ErrNewerFormat, v.desc.Format, FormatVersion)
-	}
-	check, err := v.unwrap(v.desc.KeyCheck)
-	if err != nil {
-		return nil, fmt.Errorf("open vault %s: %w", v.desc.ID, err)
-	}
-	if string(check) != keyCheckText {
-		return nil, fmt.Errorf("open vault: %w", damaged(descriptorName, ErrCorrupt))
-	}
 	v.codec, err = segment.NewCodec()
 	return v, err
+}
+
+// read takes the vault's descriptor, which holds the key of its own checksum.
+func (v *Vault) read(b []byte) error {
+	body, _, err := splitDocument(descriptorName, b)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(body, &v.desc); err != nil {
+		return damaged(descriptorName, fmt.Errorf("%w: %w", ErrCorrupt, err))
+	}
+	plain, err := v.unwrap(v.desc.Secret)
+	if err == nil && len(plain) != secretSize {
+		err = ErrCorrupt
+	}
+	if errors.Is(err, ErrWrongKey) && slices.Contains(v.desc.Recipients, v.key.Recipient()) {
+		err = fmt.Errorf("%w: its secret is not for this key, although it says so", ErrCorrupt)
+	}
+	if err != nil {
+		return damaged(descriptorName, err)
+	}
+	copy(v.secret[:], plain)
+	if err := v.secret.open(descriptorName, b, &v.desc); err != nil {
+		return err
+	}
+	if v.desc.ID != v.secret.id() {
+		return damaged(descriptorName, fmt.Errorf("%w: its id is not that of its secret", ErrCorrupt))
+	}
+	return nil
 }
 
 // ID returns what names the vault.
@@ -262,6 +284,9 @@ type streamDescriptor struct {
 	Key       []byte            `json:"key"` // segment.KeySize bytes, encrypted to the vault's recipients
 }
 
+// stamp returns a time as the vault keeps it.
+func stamp(t time.Time) time.Time { return t.Round(0).UTC().Truncate(time.Microsecond) }
+
 func streamName(id holdfast.StreamID, rest ...string) string {
 	return path.Join(append([]string{"streams", id.String()}, rest...)...)
 }
@@ -274,24 +299,17 @@ func (v *Vault) CreateStream(ctx context.Context, o StreamOptions) (*Stream, err
 	}
 	var key segment.Key
 	_, _ = rand.Read(key[:]) // never fails
-	d := streamDescriptor{Format: FormatVersion, ID: o.ID, Name: o.Name, Disks: o.Disks, CreatedAt: o.Now.UTC()}
+	d := streamDescriptor{Format: FormatVersion, ID: o.ID, Name: o.Name, Disks: o.Disks, CreatedAt: stamp(o.Now)}
 	var err error
 	if d.Key, err = wrap(v.desc.Recipients, key[:]); err != nil {
 		return nil, fmt.Errorf("create stream %s: %w", o.ID, err)
 	}
-	b, err := json.MarshalIndent(d, "", "  ")
-	if err != nil {
-		return nil, err
-	}
 	// The timeline first: a stream that can be opened has one.
-	tl, err := json.MarshalIndent(timelineDescriptor{Format: FormatVersion, ID: 1, Generation: 1, CreatedAt: o.Now.UTC(), Reason: "created"}, "", "  ")
-	if err != nil {
-		return nil, err
-	}
-	if err := v.store.PutIfAbsent(ctx, timelineName(o.ID, 1), tl); err != nil && !errors.Is(err, objstore.ErrExists) {
+	tl := timelineDescriptor{Format: FormatVersion, ID: 1, Generation: 1, CreatedAt: stamp(o.Now), Reason: "created"}
+	if err := v.putNew(ctx, timelineName(o.ID, 1), tl); err != nil && !errors.Is(err, objstore.ErrExists) {
 		return nil, fmt.Errorf("create stream %s: %w", o.ID, err)
 	}
-	if err := v.store.PutIfAbsent(ctx, streamName(o.ID, "stream"), b); err != nil {
+	if err := v.putNew(ctx, streamName(o.ID, "stream"), d); err != nil {
 		if errors.Is(err, objstore.ErrExists) {
 			err = ErrStreamExists
 		}
@@ -306,7 +324,7 @@ func checkDisks(disks []Disk) error {
 	}
 	seen := map[string]bool{}
 	for _, d := range disks {
-		if d.ID == "" || len(d.ID) > 64 || seen[d.ID] || d.Size <= 0 || d.Size%512 != 0 {
+		if d.ID == "" || len(d.ID) > segment.MaxDiskID || seen[d.ID] || d.Size <= 0 || d.Size%512 != 0 {
 			return fmt.Errorf("disk %q of %d bytes: want a unique id of at most 64 bytes, and a positive multiple of 512", d.ID, d.Size)
 		}
 		seen[d.ID] = true
@@ -339,19 +357,16 @@ func (v *Vault) Streams(ctx context.Context) ([]holdfast.StreamID, error) {
 // history is loaded before Refresh.
 func (v *Vault) OpenStream(ctx context.Context, id holdfast.StreamID) (*Stream, error) {
 	name := streamName(id, "stream")
-	b, _, err := v.store.Get(ctx, name)
-	if errors.Is(err, objstore.ErrNotFound) {
-		return nil, fmt.Errorf("open stream %s: %w", id, ErrNoStream)
+	s := &Stream{v: v, timelines: map[holdfast.TimelineID]*timeline{}, cache: newFrameCache(v.opts.Cache)}
+	_, err := v.getDocument(ctx, name, &s.desc)
+	if missing(err) {
+		err = ErrNoStream
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open stream %s: %w", id, err)
 	}
-	s := &Stream{v: v, timelines: map[holdfast.TimelineID]*timeline{}, cache: newFrameCache(v.opts.Cache)}
-	if err := json.Unmarshal(b, &s.desc); err != nil || s.desc.ID != id {
-		return nil, damaged(name, fmt.Errorf("%w: not the descriptor of this stream", ErrCorrupt))
-	}
-	if s.desc.Format > FormatVersion {
-		return nil, fmt.Errorf("open stream %s: %w", id, ErrNewerFormat)
+	if s.desc.ID != id {
+		return nil, damaged(name, fmt.Errorf("%w: it is of stream %s", ErrCorrupt, s.desc.ID))
 	}
 	if err := checkDisks(s.desc.Disks); err != nil {
 		return nil, damaged(name, fmt.Errorf("%w: %w", ErrCorrupt, err))

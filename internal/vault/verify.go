@@ -32,13 +32,14 @@ type Damage struct {
 	Stream      holdfast.StreamID
 	Timeline    holdfast.TimelineID
 	First, Last holdfast.Position // that cannot be read because of it; Last 0: all after First
-	Points      []Point
+	Points      []Point           // that are known and cannot be read because of it
 }
 
 // Verify reads all, recomputes all, and follows the chain of segments. What it
-// finds is in the report; an error says that it could not go on.
+// finds is in the report; an error says that it could not go on. It may run while
+// others write; what comes meanwhile it may not see.
 func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (*Report, error) {
-	prefix := streamsPrefix
+	prefix := ""
 	if o.Stream != nil {
 		prefix = streamName(*o.Stream) + "/"
 	}
@@ -51,8 +52,16 @@ func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (*Report, error) {
 	var order []holdfast.StreamID
 	for _, e := range entries {
 		c.total += e.Size
-		id, err := holdfast.ParseStreamID(strings.SplitN(strings.TrimPrefix(e.Name, streamsPrefix), "/", 2)[0])
-		if err != nil {
+		name, inStream := strings.CutPrefix(e.Name, streamsPrefix)
+		if !inStream {
+			if err := c.top(ctx, e); err != nil {
+				return c.rep, fmt.Errorf("verify %s: %w", e.Name, err)
+			}
+			continue
+		}
+		dir, _, _ := strings.Cut(name, "/")
+		id, err := holdfast.ParseStreamID(dir)
+		if err != nil || id.String() != dir {
 			c.rep.Damaged = append(c.rep.Damaged, Damage{Object: e.Name, Detail: "it is not in the directory of a stream"})
 			continue
 		}
@@ -76,9 +85,17 @@ type verifier struct {
 	done, total int64
 }
 
+// progress counts an object.
+func (c *verifier) progress(size int64) {
+	c.done += size
+	if c.o.Progress != nil {
+		c.o.Progress(c.done, max(c.done, c.total))
+	}
+}
+
 // found notes damage; other errors end the verification.
 func (c *verifier) found(d Damage, err error) error {
-	if err == nil || !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNewerFormat) && !errors.Is(err, objstore.ErrNotFound) && !errors.Is(err, ErrNoStream) && !errors.Is(err, ErrWrongKey) {
+	if !isDamage(err) && !errors.Is(err, ErrWrongKey) {
 		return err
 	}
 	var ce *CorruptError
@@ -90,93 +107,219 @@ func (c *verifier) found(d Damage, err error) error {
 	return nil
 }
 
+// top checks an object that is of no stream.
+func (c *verifier) top(ctx context.Context, e objstore.Entry) error {
+	c.progress(e.Size)
+	switch e.Name {
+	case descriptorName:
+		b, _, err := c.v.store.Get(ctx, e.Name)
+		if err != nil {
+			return err
+		}
+		var d descriptor
+		return c.found(Damage{Object: e.Name}, c.v.secret.open(e.Name, b, &d))
+	case leaseName:
+		_, _, err := c.v.lease(ctx)
+		return c.found(Damage{Object: e.Name}, err)
+	}
+	c.rep.Damaged = append(c.rep.Damaged, Damage{Object: e.Name, Detail: "it is not an object of a vault"})
+	return nil
+}
+
+// unfinished says of the objects of a directory without a stream that they are
+// what an interrupted CreateStream leaves.
+func unfinished(id holdfast.StreamID, entries []objstore.Entry) bool {
+	return len(entries) == 1 && entries[0].Name == timelineName(id, 1)
+}
+
 func (c *verifier) stream(ctx context.Context, id holdfast.StreamID, entries []objstore.Entry) error {
 	s, err := c.v.OpenStream(ctx, id)
+	if errors.Is(err, ErrNoStream) {
+		if unfinished(id, entries) {
+			return nil
+		}
+		err = damaged(streamName(id, "stream"), fmt.Errorf("%w: it is missing", ErrCorrupt))
+	}
 	if err != nil {
 		return c.found(Damage{Object: streamName(id, "stream"), Stream: id}, err)
 	}
-	if err := s.refreshTimelines(ctx); err != nil {
-		return c.found(Damage{Object: streamName(id, "timelines"), Stream: id}, err)
+	found, err := s.refreshTimelines(ctx)
+	if err != nil {
+		return err
 	}
-	for _, tl := range s.Timelines() {
-		if err := c.timeline(ctx, s, tl.ID, entries); err != nil {
+	for _, err := range found {
+		if err := c.found(Damage{Stream: id}, err); err != nil {
 			return err
 		}
 	}
-	if _, err := s.Canary(ctx); err != nil && !errors.Is(err, objstore.ErrNotFound) {
-		return c.found(Damage{Object: streamName(id, "canary"), Stream: id}, err)
+	for _, e := range entries {
+		if c.strange(s, e.Name) {
+			c.rep.Damaged = append(c.rep.Damaged, Damage{Object: e.Name, Stream: id, Detail: "it is not an object of this stream"})
+		}
 	}
-	return nil
+	for _, t := range s.sorted() {
+		if err := c.timeline(ctx, s, t); err != nil {
+			return err
+		}
+		if err := s.checkFork(t); err != nil {
+			d := Damage{Stream: id, Timeline: t.desc.ID, First: t.desc.ForkAt}
+			if err := c.found(d, err); err != nil {
+				return err
+			}
+		}
+	}
+	return c.canary(ctx, s)
+}
+
+// strange says of an object that it is in no place that the format has.
+func (c *verifier) strange(s *Stream, name string) bool {
+	if name == streamName(s.desc.ID, "stream") || name == streamName(s.desc.ID, "canary") || path.Dir(name) == streamName(s.desc.ID, "timelines") {
+		return false // refreshTimelines looks at the names of timelines
+	}
+	for id := range s.timelines {
+		if seq, ok := segmentSeq(name); ok && name == segmentName(s.desc.ID, id, seq) {
+			return false
+		}
+	}
+	return true
+}
+
+// canary checks the canary, and that what it says to be in the vault is there:
+// nothing else tells that the last segments are missing.
+func (c *verifier) canary(ctx context.Context, s *Stream) error {
+	name := streamName(s.desc.ID, "canary")
+	k, err := s.Canary(ctx)
+	if missing(err) {
+		return nil
+	}
+	if err == nil {
+		t := s.timelines[k.Timeline]
+		switch {
+		case t == nil || t.broken != nil: // said already
+		case k.Seq > t.tail.Seq:
+			name = segmentName(s.desc.ID, k.Timeline, t.tail.Seq+1)
+			err = damaged(name, fmt.Errorf("%w: it is missing: the canary says that segment %d was here at %s", ErrCorrupt, k.Seq, k.Time.UTC()))
+		}
+	}
+	return c.found(Damage{Object: name, Stream: s.desc.ID, Timeline: k.Timeline}, err)
 }
 
 // timeline reads every segment of a timeline, also behind a damaged one.
-func (c *verifier) timeline(ctx context.Context, s *Stream, tl holdfast.TimelineID, entries []objstore.Entry) error {
-	dir := streamName(s.desc.ID, tl.String())
-	t := s.timelines[tl]
-	broken := false
-	for _, e := range entries {
-		if path.Dir(e.Name) != dir || !strings.HasSuffix(e.Name, ".seg") {
-			continue
+func (c *verifier) timeline(ctx context.Context, s *Stream, t *timeline) error {
+	entries, err := s.listSegments(ctx, t)
+	if err != nil {
+		return err
+	}
+	chain := verifyChain{c: c, t: t, at: t.tail, known: true, first: -1}
+	for len(entries) > 0 {
+		e, want := entries[0], segmentName(s.desc.ID, t.desc.ID, chain.at.Seq+1)
+		if e.Name != want {
+			_, err := c.v.store.GetRange(ctx, want, 0, 1)
+			if err = gone(want, err); err != nil {
+				if err := chain.found(s, want, err); err != nil {
+					return err
+				}
+				seq, _ := segmentSeq(e.Name)
+				chain.at.Seq, chain.known = seq-1, false
+				continue
+			}
+			e.Name = want // it came while the listing ran
+		} else {
+			entries = entries[1:]
 		}
-		c.rep.Segments++
-		c.done += e.Size
-		if c.o.Progress != nil {
-			c.o.Progress(c.done, c.total)
+		l, marks, err := c.segment(ctx, s, e)
+		if err == nil {
+			err = chain.follow(l)
 		}
-		l, err := c.segment(ctx, s, e)
-		if err == nil && !broken {
-			if err = t.follows(l); err == nil {
-				err = t.append(l)
+		if err != nil {
+			if err := chain.found(s, e.Name, err); err != nil {
+				return err
 			}
 		}
-		if err == nil {
-			continue
-		}
-		d := Damage{Object: e.Name, Stream: s.desc.ID, Timeline: tl, First: t.tail.Position + 1}
-		if !broken {
-			d.Points = c.touched(ctx, s, tl, d.First)
-		}
-		broken = true // what follows is still read, but has no place to follow
-		if err := c.found(d, err); err != nil {
-			return err
-		}
+		chain.add(l, marks)
+	}
+	if chain.first >= 0 {
+		c.rep.Damaged[chain.first].Points = chain.points
 	}
 	return nil
 }
 
-// touched returns the recovery points at or after a position, as far as they
-// can be read.
-func (c *verifier) touched(ctx context.Context, s *Stream, tl holdfast.TimelineID, from holdfast.Position) []Point {
-	full, err := c.v.OpenStream(ctx, s.desc.ID)
-	if err != nil {
-		return nil
-	}
-	_ = full.Refresh(ctx) // it stops at the damage; what came before is loaded
-	var out []Point
-	for _, p := range full.Points(tl) {
-		if p.Position >= from {
-			out = append(out, p)
-		}
-	}
-	return out
+// verifyChain follows the segments of a timeline, beyond damage, too.
+type verifyChain struct {
+	c      *verifier
+	t      *timeline // up to the first damage
+	at     Tail      // the segment before
+	known  bool      // at has more than Seq
+	first  int       // the first damage in the report, or -1
+	points []Point   // behind it
 }
 
-// segment reads a segment as a whole and checks all of it.
-func (c *verifier) segment(ctx context.Context, s *Stream, e objstore.Entry) (*loaded, error) {
+// follow checks that a segment follows the one before, if that is known.
+func (v *verifyChain) follow(l *loaded) error {
+	if v.t.ended != nil {
+		return damaged(l.name, fmt.Errorf("%w: it is behind the end of its timeline", ErrCorrupt))
+	}
+	if !v.known {
+		return nil
+	}
+	before := timeline{desc: v.t.desc, tail: v.at}
+	if err := before.follows(l); err != nil {
+		return damaged(l.name, err)
+	}
+	return nil
+}
+
+// found notes damage of a segment.
+func (v *verifyChain) found(s *Stream, name string, err error) error {
+	if !isDamage(err) {
+		return err
+	}
+	if v.first < 0 {
+		v.first, v.t.broken = len(v.c.rep.Damaged), err
+	}
+	return v.c.found(Damage{Object: name, Stream: s.desc.ID, Timeline: v.t.desc.ID, First: v.t.tail.Position + 1}, err)
+}
+
+// add goes on to the next; l is nil if it cannot be read.
+func (v *verifyChain) add(l *loaded, marks []placedMark) {
+	v.at.Seq++
+	if v.known = l != nil; !v.known {
+		return
+	}
+	if v.first < 0 {
+		v.t.append(l, marks)
+		v.at = v.t.tail
+		return
+	}
+	v.at = Tail{Seq: v.at.Seq, Position: l.Header.Last, Time: l.Header.LastTime, Hash: l.Hash}
+	for _, m := range marks {
+		if m.Kind == MarkPoint {
+			v.points = append(v.points, m.point())
+		}
+	}
+}
+
+// segment reads a segment as a whole and checks all of it. What could be read is
+// returned also with an error.
+func (c *verifier) segment(ctx context.Context, s *Stream, e objstore.Entry) (*loaded, []placedMark, error) {
 	b, _, err := c.v.store.Get(ctx, e.Name)
 	if err != nil {
-		return nil, err
+		return nil, nil, gone(e.Name, err)
 	}
+	c.rep.Segments++
 	c.rep.Bytes += int64(len(b))
+	c.progress(e.Size)
 	r, err := segment.Verify(b, s.key, c.v.codec)
 	if err != nil {
-		return nil, damaged(e.Name, err)
-	}
-	want := segmentName(s.desc.ID, r.Header.Timeline, r.Header.Seq)
-	if r.Header.Stream != s.desc.ID || want != e.Name {
-		return nil, damaged(e.Name, fmt.Errorf("%w: it is segment %s", ErrCorrupt, want))
+		return nil, nil, damaged(e.Name, err)
 	}
 	l := &loaded{Reader: r, name: e.Name, size: int64(len(b))}
-	copy(l.hash[:], b[len(b)-segment.FooterSize:])
-	return l, nil
+	if want := segmentName(s.desc.ID, r.Header.Timeline, r.Header.Seq); want != e.Name {
+		return nil, nil, damaged(e.Name, fmt.Errorf("%w: it is segment %s", ErrCorrupt, want))
+	}
+	marks, err := l.marks()
+	if err = errors.Join(err, s.checkEntries(l)); err != nil {
+		return nil, nil, damaged(e.Name, err)
+	}
+	return l, marks, nil
 }

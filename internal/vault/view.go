@@ -36,17 +36,21 @@ type diskView struct {
 	m    btree.Map[int64, piece] // start -> piece; what is not there reads as zero
 }
 
-// View opens a position of a timeline; ErrNoPosition if that is beyond its end.
-// It reads no data. Refresh first to see the newest.
+// View opens a position of a timeline; it fails with ErrNoPosition if that is
+// beyond its end, and with ErrCorrupt if it is beyond damage. It reads no data.
+// Refresh first to see the newest.
 func (s *Stream) View(ctx context.Context, tl holdfast.TimelineID, pos holdfast.Position) (*View, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	parts, err := s.lineage(tl)
-	if err != nil {
-		return nil, fmt.Errorf("open view: %w", err)
+	parts, broken := s.lineage(tl)
+	if len(parts) == 0 {
+		return nil, fmt.Errorf("open view: %w", broken)
 	}
 	if last := parts[len(parts)-1].to; pos > last {
-		return nil, fmt.Errorf("open view at position %s: timeline %s ends at %s: %w", pos, tl, last, ErrNoPosition)
+		if broken == nil {
+			broken = ErrNoPosition
+		}
+		return nil, fmt.Errorf("open view at position %s: timeline %s can be read to %s: %w", pos, tl, last, broken)
 	}
 	v := &View{s: s, timeline: tl, pos: pos, disks: map[string]*diskView{}}
 	for _, d := range s.desc.Disks {
@@ -72,11 +76,7 @@ func (v *View) apply(ctx context.Context, segs []*loaded, to holdfast.Position) 
 		}
 		disks := make([]*diskView, len(l.Index.Disks))
 		for i, id := range l.Index.Disks {
-			d, ok := v.disks[id]
-			if !ok {
-				return damaged(l.name, fmt.Errorf("%w: the stream has no disk %q", ErrCorrupt, id))
-			}
-			disks[i] = d
+			disks[i] = v.disks[id] // there is one: checkEntries
 		}
 		for i := range l.Index.Entries {
 			e := &l.Index.Entries[i]
@@ -86,11 +86,7 @@ func (v *View) apply(ctx context.Context, segs []*loaded, to holdfast.Position) 
 			if e.Kind == segment.Mark {
 				continue
 			}
-			d := disks[e.Disk]
-			if e.Offset+e.Length > d.disk.Size {
-				return damaged(l.name, fmt.Errorf("%w: a write ends beyond disk %q", ErrCorrupt, d.disk.ID))
-			}
-			d.put(l, e)
+			disks[e.Disk].put(l, e)
 		}
 	}
 	return nil
@@ -232,7 +228,7 @@ func (s *Stream) frame(ctx context.Context, l *loaded, n uint32) ([]byte, error)
 	f := l.Index.Frames[n]
 	stored, err := s.v.store.GetRange(ctx, l.name, f.Offset, int64(f.Stored))
 	if err != nil {
-		return nil, err
+		return nil, gone(l.name, err)
 	}
 	p, err := l.Frame(n, stored)
 	if err != nil {

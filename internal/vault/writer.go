@@ -52,17 +52,18 @@ type Sealed struct {
 }
 
 // Writer opens a timeline for writing, at its end. It fails with ErrFenced if
-// the timeline is closed, or if any timeline of the stream has a newer generation.
+// the timeline is closed, or if any timeline of the stream has a newer
+// generation, and with ErrCorrupt if the timeline or its past is damaged.
 func (s *Stream) Writer(ctx context.Context, o WriterOptions) (*Writer, error) {
-	if err := s.Refresh(ctx); err != nil {
+	if err := s.Refresh(ctx); err != nil && !isDamage(err) {
 		return nil, err
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	t, ok := s.timelines[o.Timeline]
-	if !ok {
-		return nil, fmt.Errorf("write to timeline %s: %w", o.Timeline, ErrNoPosition)
+	if _, broken := s.lineage(o.Timeline); broken != nil {
+		return nil, fmt.Errorf("write to timeline %s: %w", o.Timeline, broken)
 	}
+	t := s.timelines[o.Timeline]
 	if t.ended != nil {
 		return nil, fmt.Errorf("write to timeline %s: %w: generation %d has closed it", o.Timeline, ErrFenced, t.ended.Generation)
 	}
@@ -125,7 +126,7 @@ func (w *Writer) checkExtent(disk string, e block.Extent) error {
 
 // take gives the next position and a time that does not go back. mu is held.
 func (w *Writer) take(now time.Time) (holdfast.Position, time.Time) {
-	if now = now.Round(0).Truncate(time.Microsecond); now.Before(w.at) {
+	if now = stamp(now); now.Before(w.at) {
 		now = w.at
 	}
 	pos := w.next
@@ -192,15 +193,16 @@ func (w *Writer) Seal(time.Time) (*Sealed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seal segment %d of timeline %s: %w", h.Seq, h.Timeline, err)
 	}
-	sealed := sealedOf(h, encoded)
-	w.seal = tailOf(sealed)
-	return sealed, nil
+	sealed, err := sealedOf(h, encoded)
+	if err == nil {
+		w.seal = tailOf(sealed)
+	}
+	return sealed, err
 }
 
-func sealedOf(h segment.Header, encoded []byte) *Sealed {
-	s := &Sealed{Seq: h.Seq, First: h.First, Last: h.Last, Time: h.LastTime, Encoded: encoded, RawBytes: h.RawBytes}
-	copy(s.Hash[:], encoded[len(encoded)-segment.FooterSize:])
-	return s
+func sealedOf(h segment.Header, encoded []byte) (*Sealed, error) {
+	hash, err := segment.ChainHash(encoded)
+	return &Sealed{Seq: h.Seq, First: h.First, Last: h.Last, Time: h.LastTime, Encoded: encoded, Hash: hash, RawBytes: h.RawBytes}, err
 }
 
 func tailOf(s *Sealed) Tail {
@@ -210,23 +212,34 @@ func tailOf(s *Sealed) Tail {
 // Adopt takes a segment that an earlier writer had sealed and kept, and that may
 // not be in the vault. It must follow what was adopted or committed before, and
 // nothing may have been added since the writer was opened. It fails with
-// ErrAlreadyCommitted if the vault has this very segment, and with ErrFenced if
-// it has another in its place.
+// ErrAlreadyCommitted if the vault has this very segment, with ErrFenced if it has
+// another in its place, with ErrForeign if it is of another timeline or does not
+// follow, and with ErrCorrupt if it is damaged.
 func (w *Writer) Adopt(encoded []byte) (*Sealed, error) {
 	r, err := segment.Open(encoded, w.s.key, w.s.v.codec)
 	if err != nil {
 		return nil, err
 	}
 	h := r.Header
-	sealed := sealedOf(h, encoded)
-	if h.Stream != w.s.desc.ID || h.Timeline != w.opts.Timeline {
-		return nil, fmt.Errorf("segment is of stream %s, timeline %s", h.Stream, h.Timeline)
+	sealed, err := sealedOf(h, encoded)
+	if err != nil {
+		return nil, err
+	}
+	if h.Stream != w.s.desc.ID || h.Timeline != w.opts.Timeline || h.Kind != segment.Writes {
+		return nil, fmt.Errorf("%w: segment is of stream %s, timeline %s, kind %d", ErrForeign, h.Stream, h.Timeline, h.Kind)
 	}
 	if h.Seq <= w.Tail().Seq {
 		return nil, w.s.compareCommitted(h.Timeline, sealed)
 	}
-	if h.Seq != w.seal.Seq+1 || h.Prev != w.seal.Hash {
-		return nil, fmt.Errorf("%w: segment %d does not follow segment %d", ErrCorrupt, h.Seq, w.seal.Seq)
+	if h.Seq != w.seal.Seq+1 || h.Prev != w.seal.Hash || h.First != w.seal.Position+1 {
+		return nil, fmt.Errorf("%w: segment %d does not follow segment %d", ErrForeign, h.Seq, w.seal.Seq)
+	}
+	l := &loaded{Reader: r}
+	if err := w.s.checkEntries(l); err != nil {
+		return nil, err
+	}
+	if _, err := l.marks(); err != nil {
+		return nil, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -244,7 +257,7 @@ func (s *Stream) compareCommitted(tl holdfast.TimelineID, sealed *Sealed) error 
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, l := range s.timelines[tl].segs {
-		if l.Header.Seq == sealed.Seq && l.hash == sealed.Hash {
+		if l.Header.Seq == sealed.Seq && l.Hash == sealed.Hash {
 			return ErrAlreadyCommitted
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
 
 	holdfast "github.com/holdfast-dr/holdfast"
@@ -43,7 +44,9 @@ func (b *Builder) Full() bool {
 	return len(b.index.Entries) >= MaxEntries/2 || len(b.frames) >= MaxFrames/2 || b.raw >= MaxSize/2
 }
 
+// add adds an entry; the format has microseconds.
 func (b *Builder) add(e Entry) {
+	e.Time = e.Time.Truncate(time.Microsecond)
 	if b.Empty() {
 		b.first, b.from = e.Position, e.Time
 	}
@@ -96,8 +99,8 @@ func (b *Builder) Mark(pos holdfast.Position, at time.Time, mark []byte) {
 }
 
 // Finish encodes the segment. Of the header it takes kind, generation, stream,
-// timeline, sequence number and the hash of the segment before; the rest it
-// fills in, the salt at random unless it is given. The builder must not be used
+// timeline, sequence number and the hash of the segment before, and of an empty
+// segment also the last position and the times; the rest it fills in, the salt at random unless it is given. The builder must not be used
 // afterwards.
 func (b *Builder) Finish(h Header, key Key, c *Codec) ([]byte, Header, error) {
 	if b.Empty() {
@@ -116,9 +119,10 @@ func (b *Builder) Finish(h Header, key Key, c *Codec) ([]byte, Header, error) {
 	for _, f := range b.index.Frames {
 		h.IndexOff += int64(f.Stored)
 	}
-	index := c.enc.EncodeAll(b.index.encode(&h), nil)
+	plain := b.index.encode(&h)
+	index := c.enc.EncodeAll(plain, nil)
 	h.IndexLen = int64(len(index) + tagSize)
-	if h.Size() > MaxSize || h.IndexLen > MaxIndex {
+	if h.Size() > MaxSize || h.IndexLen > MaxIndex || len(plain) > maxPlainIndex {
 		return nil, h, fmt.Errorf("segment of %d bytes with an index of %d is above the limits of the format", h.Size(), h.IndexLen)
 	}
 	out, err := b.encrypt(&h, key, stored, index)
@@ -185,6 +189,6 @@ func (b *Builder) encrypt(h *Header, key Key, stored [][]byte, index []byte) ([]
 		out = s.seal(out, uint64(i), z)
 	}
 	out = s.seal(out, indexNonce, index)
-	sum := Hash(out)
+	sum := blake3.Sum256(out)
 	return append(append(out, sum[:]...), footerMagic...), nil
 }

@@ -74,12 +74,12 @@ func (x *Index) encode(h *Header) []byte {
 		b = append(binary.AppendUvarint(b, uint64(f.Raw)), z)
 	}
 	b = binary.AppendUvarint(b, uint64(len(x.Entries)))
-	pos, at := h.First, h.FirstTime.UnixNano()
+	pos, at := h.First, h.FirstTime.UnixMicro()
 	for i := range x.Entries {
 		e := &x.Entries[i]
 		b = binary.AppendUvarint(b, uint64(e.Position-pos))
-		b = binary.AppendUvarint(b, uint64(e.Time.UnixNano()-at))
-		pos, at = e.Position, e.Time.UnixNano()
+		b = binary.AppendUvarint(b, uint64(e.Time.UnixMicro()-at))
+		pos, at = e.Position, e.Time.UnixMicro()
 		b = e.encode(b)
 	}
 	return b
@@ -117,11 +117,11 @@ func (r *reader) fail(format string, args ...any) {
 	r.b = nil
 }
 
-// uvarint reads a number of at most limit.
+// uvarint reads a number of at most limit, in its shortest form.
 func (r *reader) uvarint(limit uint64) uint64 {
 	v, n := binary.Uvarint(r.b)
-	if n <= 0 || v > limit {
-		r.fail("number in index is cut off or above %d", limit)
+	if n <= 0 || v > limit || n > 1 && r.b[n-1] == 0 {
+		r.fail("number in index is cut off, too long or above %d", limit)
 		return 0
 	}
 	r.b = r.b[n:]
@@ -138,55 +138,83 @@ func (r *reader) bytes(n uint64) []byte {
 	return b
 }
 
+// minEntry is the size of the smallest entry: an empty mark at the position and
+// time of the one before.
+const minEntry = 4
+
 // decodeIndex reads an index. Every count is bounded by the bytes that are there
 // before anything is allocated for it.
 func decodeIndex(b []byte, h *Header) (*Index, error) {
 	r := &reader{b: b}
 	x := &Index{}
-	for n := r.uvarint(MaxDisks); n > 0 && r.err == nil; n-- {
-		x.Disks = append(x.Disks, string(r.bytes(r.uvarint(256))))
-	}
+	x.decodeDisks(r)
 	x.decodeFrames(r, h)
 	n := r.uvarint(MaxEntries)
-	if n > uint64(len(r.b)) {
+	if n > uint64(len(r.b)/minEntry) {
 		r.fail("index has %d entries in %d bytes", n, len(r.b))
 	}
 	if r.err == nil {
 		x.Entries = make([]Entry, 0, n)
 	}
-	pos, at := h.First, h.FirstTime.UnixNano()
+	pos, at, last := h.First, h.FirstTime.UnixMicro(), h.LastTime.UnixMicro()
 	for ; n > 0 && r.err == nil; n-- {
-		e := Entry{}
-		pos += holdfast.Position(r.uvarint(math.MaxInt64))
-		at += int64(r.uvarint(math.MaxInt64))
-		e.Position, e.Time = pos, time.Unix(0, at)
-		x.decodeEntry(r, &e)
-		if pos < h.First || pos > h.Last {
-			r.fail("entry at position %s is outside of %s to %s", pos, h.First, h.Last)
+		// Neither sum can overflow: they end at the header's last ones.
+		pos += holdfast.Position(r.uvarint(uint64(h.Last - pos)))
+		at += int64(r.uvarint(uint64(last) - uint64(at)))
+		if len(x.Entries) == 0 && (pos != h.First || at != h.FirstTime.UnixMicro()) {
+			r.fail("first entry is not at the header's first position and time")
 		}
-		x.Entries = append(x.Entries, e)
+		x.Entries = append(x.Entries, Entry{Position: pos, Time: time.UnixMicro(at)})
+		x.decodeEntry(r, &x.Entries[len(x.Entries)-1])
 	}
-	if r.err == nil && len(r.b) > 0 {
+	switch empty := h.First > h.Last; {
+	case r.err != nil:
+	case len(r.b) > 0:
 		r.fail("index has %d bytes too many", len(r.b))
+	case empty != (len(x.Entries) == 0):
+		r.fail("index has %d entries for positions %s to %s", len(x.Entries), h.First, h.Last)
+	case !empty && (pos != h.Last || at != last):
+		r.fail("last entry is not at the header's last position and time")
 	}
-	return x, r.err
+	if r.err != nil {
+		return nil, r.err
+	}
+	return x, nil
+}
+
+func (x *Index) decodeDisks(r *reader) {
+	seen := map[string]bool{}
+	for n := r.uvarint(MaxDisks); n > 0 && r.err == nil; n-- {
+		id := string(r.bytes(r.uvarint(MaxDiskID)))
+		if id == "" || seen[id] {
+			r.fail("index has disk %q twice or without a name", id)
+		}
+		seen[id] = true
+		x.Disks = append(x.Disks, id)
+	}
 }
 
 func (x *Index) decodeFrames(r *reader, h *Header) {
 	n := r.uvarint(MaxFrames)
-	if n != uint64(h.Frames) || n > uint64(len(r.b)) {
+	if r.err == nil && (n != uint64(h.Frames) || n > uint64(len(r.b))) {
 		r.fail("index has %d frames, header %d", n, h.Frames)
-		return
 	}
-	off := int64(HeaderSize)
+	if r.err == nil {
+		x.Frames = make([]Frame, 0, n)
+	}
+	off, raw := int64(HeaderSize), int64(0)
 	for ; n > 0 && r.err == nil; n-- {
-		f := Frame{Offset: off, Stored: uint32(r.uvarint(MaxFrame + 1024)), Raw: uint32(r.uvarint(MaxFrame))}
+		f := Frame{Offset: off, Stored: uint32(r.uvarint(MaxFrame + tagSize)), Raw: uint32(r.uvarint(MaxFrame))}
 		f.Zstd = r.uvarint(1) == 1
+		if want := f.Raw + tagSize; f.Raw == 0 || f.Stored <= tagSize || f.Stored > want || !f.Zstd && f.Stored != want {
+			r.fail("frame of %d bytes is stored in %d", f.Raw, f.Stored)
+		}
 		off += int64(f.Stored)
+		raw += int64(f.Raw)
 		x.Frames = append(x.Frames, f)
 	}
-	if r.err == nil && off != h.IndexOff {
-		r.fail("frames end at %d, the index begins at %d", off, h.IndexOff)
+	if r.err == nil && (off != h.IndexOff || raw != h.RawBytes) {
+		r.fail("frames of %d bytes end at %d, header says %d and %d", raw, off, h.RawBytes, h.IndexOff)
 	}
 }
 
@@ -196,7 +224,7 @@ func (x *Index) decodeEntry(r *reader, e *Entry) {
 		e.Mark = r.bytes(r.uvarint(MaxMark))
 		return
 	}
-	e.Disk = uint32(r.uvarint(MaxDisks))
+	e.Disk = uint32(r.uvarint(MaxDisks - 1))
 	e.Offset = int64(r.uvarint(math.MaxInt64/512-1)) * 512
 	e.Length = int64(r.uvarint(math.MaxInt64/512-1)) * 512
 	if r.err == nil && (int(e.Disk) >= len(x.Disks) || e.Length == 0 || e.Offset > math.MaxInt64-e.Length) {
@@ -205,7 +233,7 @@ func (x *Index) decodeEntry(r *reader, e *Entry) {
 	if e.Kind != Data || r.err != nil {
 		return
 	}
-	e.Frame, e.FrameOff = uint32(r.uvarint(MaxFrames)), uint32(r.uvarint(MaxFrame))
+	e.Frame, e.FrameOff = uint32(r.uvarint(MaxFrames-1)), uint32(r.uvarint(MaxFrame))
 	if r.err == nil && (int(e.Frame) >= len(x.Frames) || e.Length > MaxFrame || int64(e.FrameOff)+e.Length > int64(x.Frames[e.Frame].Raw)) {
 		r.fail("entry lies outside of frame %d", e.Frame)
 		return
@@ -237,7 +265,7 @@ func NewCodec() (*Codec, error) {
 	if err != nil {
 		return nil, err
 	}
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(4*MaxIndex), zstd.WithDecoderConcurrency(0))
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxPlainIndex), zstd.WithDecoderConcurrency(0))
 	if err != nil {
 		return nil, err
 	}

@@ -2,12 +2,16 @@ package segment
 
 import (
 	"bytes"
+
+	"github.com/zeebo/blake3"
 )
 
 // Reader decodes the parts of one segment. Safe for concurrent use.
 type Reader struct {
 	Header Header
 	Index  *Index
+	// Hash is that of header and index, by which the next segment names this one.
+	Hash   [HashSize]byte
 	sealer *sealer
 	codec  *Codec
 }
@@ -31,18 +35,21 @@ func NewReader(header, index []byte, key Key, c *Codec) (*Reader, error) {
 		return nil, err
 	}
 	plain, err := c.dec.DecodeAll(z, nil)
-	if err != nil {
+	if err != nil || len(plain) > maxPlainIndex {
 		return nil, corrupt("index does not decompress")
 	}
 	x, err := decodeIndex(plain, &h)
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{Header: h, Index: x, sealer: s, codec: c}, nil
+	return &Reader{Header: h, Index: x, Hash: chain(header[:HeaderSize], index), sealer: s, codec: c}, nil
 }
 
 // Frame decodes a frame from its bytes as stored.
 func (r *Reader) Frame(n uint32, stored []byte) ([]byte, error) {
+	if n >= uint32(len(r.Index.Frames)) {
+		return nil, corrupt("there is no frame %d", n)
+	}
 	f := r.Index.Frames[n]
 	if len(stored) != int(f.Stored) {
 		return nil, corrupt("frame %d has %d bytes, the index says %d", n, len(stored), f.Stored)
@@ -63,27 +70,39 @@ func (r *Reader) Frame(n uint32, stored []byte) ([]byte, error) {
 }
 
 // CheckSum checks a whole segment without its key: its header, its size and its
-// footer. It returns the checksum, by which
-// the next segment names this one.
-func CheckSum(encoded []byte) (Header, [HashSize]byte, error) {
+// footer. It finds damage, not malice.
+func CheckSum(encoded []byte) (Header, error) {
 	h, err := ParseHeader(encoded)
 	if err != nil {
-		return h, [HashSize]byte{}, err
+		return h, err
 	}
 	if int64(len(encoded)) != h.Size() {
-		return h, [HashSize]byte{}, corrupt("it has %d bytes, its header says %d", len(encoded), h.Size())
+		return h, corrupt("it has %d bytes, its header says %d", len(encoded), h.Size())
 	}
 	body, footer := encoded[:len(encoded)-FooterSize], encoded[len(encoded)-FooterSize:]
-	sum := Hash(body)
+	sum := blake3.Sum256(body)
 	if !bytes.Equal(footer[:HashSize], sum[:]) || string(footer[HashSize:]) != footerMagic {
-		return h, [HashSize]byte{}, corrupt("its checksum does not match")
+		return h, corrupt("its checksum does not match")
 	}
-	return h, sum, nil
+	return h, nil
+}
+
+// ChainHash returns the hash by which the next segment names this one. It checks
+// nothing but the header.
+func ChainHash(encoded []byte) ([HashSize]byte, error) {
+	h, err := ParseHeader(encoded)
+	if err == nil && int64(len(encoded)) != h.Size() {
+		err = corrupt("it has %d bytes, its header says %d", len(encoded), h.Size())
+	}
+	if err != nil {
+		return [HashSize]byte{}, err
+	}
+	return chain(encoded[:HeaderSize], encoded[h.IndexOff:h.IndexOff+h.IndexLen]), nil
 }
 
 // Open checks a whole segment and decodes its index.
 func Open(encoded []byte, key Key, c *Codec) (*Reader, error) {
-	h, _, err := CheckSum(encoded)
+	h, err := CheckSum(encoded)
 	if err != nil {
 		return nil, err
 	}

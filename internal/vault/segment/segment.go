@@ -38,8 +38,13 @@ const (
 	MaxEntries = 1 << 22
 	MaxFrames  = 1 << 20
 	MaxDisks   = 4096
+	MaxDiskID  = 64
 	MaxMark    = 64 << 10
-	tagSize    = 16
+	// MaxPosition bounds positions, so that one after the last can be told.
+	MaxPosition = holdfast.Position(1)<<63 - 1
+	tagSize     = 16
+	// maxPlainIndex bounds an index before compression.
+	maxPlainIndex = 256 << 20
 )
 
 const (
@@ -66,7 +71,7 @@ const (
 )
 
 // Header is the part of a segment that can be read without a key. It is
-// authenticated with everything else.
+// authenticated with everything else. Times are in microseconds.
 type Header struct {
 	Kind       Kind
 	Generation holdfast.Generation
@@ -77,7 +82,7 @@ type Header struct {
 	Last       holdfast.Position
 	FirstTime  time.Time
 	LastTime   time.Time
-	Prev       [HashSize]byte // hash of the segment before, zero for the first
+	Prev       [HashSize]byte // Hash of the segment before, zero for the first
 	Salt       [SaltSize]byte
 	IndexOff   int64
 	IndexLen   int64 // as stored
@@ -97,8 +102,8 @@ func (h *Header) encode() []byte {
 	le.PutUint64(b[40:], h.Seq)
 	le.PutUint64(b[48:], uint64(h.First))
 	le.PutUint64(b[56:], uint64(h.Last))
-	le.PutUint64(b[64:], uint64(h.FirstTime.UnixNano()))
-	le.PutUint64(b[72:], uint64(h.LastTime.UnixNano()))
+	le.PutUint64(b[64:], uint64(h.FirstTime.UnixMicro()))
+	le.PutUint64(b[72:], uint64(h.LastTime.UnixMicro()))
 	copy(b[80:], h.Prev[:])
 	copy(b[112:], h.Salt[:])
 	le.PutUint64(b[144:], uint64(h.IndexOff))
@@ -130,7 +135,7 @@ func ParseHeader(b []byte) (Header, error) {
 	h.Timeline = holdfast.TimelineID(le.Uint32(b[32:]))
 	h.Seq = le.Uint64(b[40:])
 	h.First, h.Last = holdfast.Position(le.Uint64(b[48:])), holdfast.Position(le.Uint64(b[56:]))
-	h.FirstTime, h.LastTime = time.Unix(0, int64(le.Uint64(b[64:]))), time.Unix(0, int64(le.Uint64(b[72:])))
+	h.FirstTime, h.LastTime = time.UnixMicro(int64(le.Uint64(b[64:]))), time.UnixMicro(int64(le.Uint64(b[72:])))
 	copy(h.Prev[:], b[80:])
 	copy(h.Salt[:], b[112:])
 	h.IndexOff, h.IndexLen = int64(le.Uint64(b[144:])), int64(le.Uint64(b[152:]))
@@ -146,11 +151,15 @@ func (h *Header) validate(b []byte) error {
 		return corrupt("unknown kind %d", h.Kind)
 	case zero != 0:
 		return corrupt("reserved bytes are not zero")
-	case h.First > h.Last+1 || h.Seq == 0 || h.Timeline == 0:
-		return corrupt("positions %s to %s, sequence %d, timeline %d", h.First, h.Last, h.Seq, h.Timeline)
-	case h.IndexOff < HeaderSize || h.IndexLen < tagSize || h.IndexLen > MaxIndex || h.IndexOff > MaxSize:
+	case h.Seq == 0 || h.Timeline == 0 || h.Generation == 0:
+		return corrupt("sequence %d, timeline %d, generation %d", h.Seq, h.Timeline, h.Generation)
+	case h.First == 0 || h.Last > MaxPosition || h.First > h.Last+1 || (h.First > h.Last) != (h.Kind == End):
+		return corrupt("positions %s to %s in a segment of kind %d", h.First, h.Last, h.Kind)
+	case h.FirstTime.After(h.LastTime):
+		return corrupt("its first time is after its last")
+	case h.IndexOff < HeaderSize || h.IndexLen < tagSize || h.IndexLen > MaxIndex || h.IndexOff > MaxSize || h.Size() > MaxSize:
 		return corrupt("index of %d bytes at %d", h.IndexLen, h.IndexOff)
-	case h.Frames > MaxFrames || h.RawBytes < 0:
+	case h.Frames > MaxFrames || h.RawBytes < 0 || h.RawBytes > int64(h.Frames)*MaxFrame:
 		return corrupt("%d frames with %d bytes", h.Frames, h.RawBytes)
 	}
 	return nil
@@ -205,8 +214,15 @@ func (s *sealer) open(n uint64, stored []byte) ([]byte, error) {
 	return b, nil
 }
 
-// Hash returns the hash by which the next segment names this one.
-func Hash(encoded []byte) [HashSize]byte { return blake3.Sum256(encoded) }
+// chain returns the hash by which the next segment names this one: of header and
+// index as stored. They are what is read when a segment is loaded, so the chain
+// is checked then; the frames hang on the index, by their keys and numbers.
+func chain(header, index []byte) [HashSize]byte {
+	h := blake3.New()
+	_, _ = h.Write(header) // never fails
+	_, _ = h.Write(index)
+	return [HashSize]byte(h.Sum(nil))
+}
 
 // HashBlock returns the hash of a block, or of the part of it that an entry has.
 func HashBlock(p []byte) [BlockHash]byte {

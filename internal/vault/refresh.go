@@ -1,0 +1,329 @@
+package vault
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/objstore"
+	"github.com/holdfast-dr/holdfast/internal/vault/segment"
+)
+
+// Refresh loads what has come since the last one: timelines, and the indexes of
+// new segments. It is cheap when nothing is new. What is damaged does not keep
+// it from loading all that comes before the damage, and other timelines: an error
+// that wraps ErrCorrupt or ErrNewerFormat says that the rest is loaded and can be
+// used, and comes again from each Refresh until the damage is mended. After any
+// other error too little may be loaded.
+func (s *Stream) Refresh(ctx context.Context) error {
+	s.refresh.Lock()
+	defer s.refresh.Unlock()
+	found, err := s.refreshTimelines(ctx)
+	if err != nil {
+		return fmt.Errorf("refresh stream %s: %w", s.desc.ID, err)
+	}
+	for _, t := range s.sorted() {
+		err := s.refreshTimeline(ctx, t)
+		if err != nil && !isDamage(err) {
+			return fmt.Errorf("refresh stream %s: %w", s.desc.ID, err)
+		}
+		s.mu.Lock()
+		t.cut = err != nil
+		if t.broken = err; err == nil {
+			t.broken = s.checkFork(t)
+		}
+		s.mu.Unlock()
+		found = append(found, t.broken)
+	}
+	var damage error
+	if err := errors.Join(found...); err != nil {
+		damage = fmt.Errorf("refresh stream %s: %w", s.desc.ID, err)
+	}
+	s.mu.Lock()
+	s.damage = damage
+	s.mu.Unlock()
+	return damage
+}
+
+// Damaged returns the damage that the last Refresh found; nil if there was none.
+// Timelines says which timelines it concerns.
+func (s *Stream) Damaged() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.damage
+}
+
+// isDamage says that an error is about what is stored, and not about getting at
+// it.
+func isDamage(err error) bool { return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrNewerFormat) }
+
+// sorted returns the timelines, parents before their forks.
+func (s *Stream) sorted() []*timeline {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	all := make([]*timeline, 0, len(s.timelines))
+	for _, t := range s.timelines {
+		all = append(all, t)
+	}
+	slices.SortFunc(all, func(a, b *timeline) int { return int(int64(a.desc.ID) - int64(b.desc.ID)) })
+	return all
+}
+
+// checkFork says whether the past that a timeline shares is there. Timelines are
+// listed before segments, so what a fork needs of its parent is loaded. mu is held.
+func (s *Stream) checkFork(t *timeline) error {
+	name, to := timelineName(s.desc.ID, t.desc.ID), t.desc.ForkAt
+	for id := t.desc.Parent; id != 0; {
+		p := s.timelines[id]
+		if p == nil {
+			return damaged(name, fmt.Errorf("%w: timeline %s, of which it is a fork, cannot be read", ErrCorrupt, id))
+		}
+		if to > p.tail.Position {
+			return damaged(name, fmt.Errorf("%w: it is a fork of timeline %s at position %s, which can be read to %s", ErrCorrupt, id, to, p.tail.Position))
+		}
+		id, to = p.desc.Parent, min(to, p.desc.ForkAt)
+	}
+	return nil
+}
+
+// refreshTimelines loads new descriptors of timelines. Damaged ones are found;
+// an error ends the refresh.
+func (s *Stream) refreshTimelines(ctx context.Context) (found []error, err error) {
+	dir := streamName(s.desc.ID, "timelines") + "/"
+	entries, err := s.v.store.List(ctx, dir, "")
+	if err != nil {
+		return nil, err
+	}
+	highest := uint64(0)
+	for _, e := range entries {
+		n, err := strconv.ParseUint(strings.TrimPrefix(e.Name, dir), 16, 32)
+		if err != nil || e.Name != timelineName(s.desc.ID, holdfast.TimelineID(n)) || n == 0 || n > MaxTimelines {
+			found = append(found, damaged(e.Name, fmt.Errorf("%w: not the name of a timeline", ErrCorrupt)))
+			continue
+		}
+		highest = max(highest, n)
+	}
+	highest = max(highest, 1) // a stream has a timeline, if only a missing one
+	s.mu.Lock()
+	s.highest = max(s.highest, holdfast.TimelineID(highest))
+	s.mu.Unlock()
+	// Timelines are numbered without gaps. A name that the listing has missed,
+	// because it came during it, is asked for.
+	for n := uint64(1); n <= highest; n++ {
+		err := s.loadTimeline(ctx, holdfast.TimelineID(n))
+		if err != nil && !isDamage(err) {
+			return nil, err
+		}
+		found = append(found, err)
+	}
+	return found, nil
+}
+
+// MaxTimelines bounds the timelines of a stream.
+const MaxTimelines = 1 << 16
+
+func (s *Stream) loadTimeline(ctx context.Context, id holdfast.TimelineID) error {
+	s.mu.RLock()
+	_, known := s.timelines[id]
+	s.mu.RUnlock()
+	if known {
+		return nil
+	}
+	name := timelineName(s.desc.ID, id)
+	t := &timeline{}
+	_, err := s.v.getDocument(ctx, name, &t.desc)
+	if missing(err) {
+		return damaged(name, fmt.Errorf("%w: it is missing", ErrCorrupt))
+	}
+	if err != nil {
+		return err
+	}
+	if t.desc.ID != id || t.desc.Generation == 0 || t.desc.Parent >= id || (t.desc.Parent == 0) != (id == 1) || t.desc.Parent == 0 && t.desc.ForkAt != 0 {
+		return damaged(name, fmt.Errorf("%w: not the descriptor of this timeline", ErrCorrupt))
+	}
+	t.tail = Tail{Position: t.desc.ForkAt, Time: t.desc.CreatedAt}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.timelines[id] = t
+	return nil
+}
+
+// refreshTimeline loads a timeline's new segments, up to the first damage.
+func (s *Stream) refreshTimeline(ctx context.Context, t *timeline) error {
+	if t.ended != nil {
+		return nil
+	}
+	entries, err := s.listSegments(ctx, t)
+	if err != nil {
+		return err
+	}
+	for i := 0; i < len(entries); i++ {
+		want := segmentName(s.desc.ID, t.desc.ID, t.tail.Seq+1)
+		if entries[i].Name != want {
+			// A listing may miss what comes while it runs, and have what comes
+			// later; only what a second one misses is missing.
+			again, err := s.listSegments(ctx, t)
+			if err != nil {
+				return err
+			}
+			if len(again) == 0 || again[0].Name != want {
+				return damaged(want, fmt.Errorf("%w: it is missing, but %s is there", ErrCorrupt, path.Base(entries[i].Name)))
+			}
+			entries, i = again, 0
+		}
+		if t.ended != nil {
+			return damaged(entries[i].Name, fmt.Errorf("%w: it is behind the end of its timeline", ErrCorrupt))
+		}
+		l, err := s.loadSegment(ctx, entries[i])
+		if err != nil {
+			return err
+		}
+		if err := s.take(t, l); err != nil {
+			return damaged(l.name, err)
+		}
+	}
+	return nil
+}
+
+// listSegments lists the segments behind what is loaded of a timeline.
+func (s *Stream) listSegments(ctx context.Context, t *timeline) ([]objstore.Entry, error) {
+	after := ""
+	if t.tail.Seq > 0 {
+		after = segmentName(s.desc.ID, t.desc.ID, t.tail.Seq)
+	}
+	entries, err := s.v.store.List(ctx, streamName(s.desc.ID, t.desc.ID.String())+"/", after)
+	return slices.DeleteFunc(entries, func(e objstore.Entry) bool {
+		_, ok := segmentSeq(e.Name)
+		return !ok // Verify tells of it
+	}), err
+}
+
+// take appends a segment to a timeline, if it follows.
+func (s *Stream) take(t *timeline, l *loaded) error {
+	if err := t.follows(l); err != nil {
+		return err
+	}
+	if err := s.checkEntries(l); err != nil {
+		return err
+	}
+	marks, err := l.marks()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.append(l, marks)
+	return nil
+}
+
+// loadSegment reads a segment's header and index, and checks them.
+func (s *Stream) loadSegment(ctx context.Context, e objstore.Entry) (*loaded, error) {
+	head, err := s.v.store.GetRange(ctx, e.Name, 0, segment.HeaderSize)
+	if err != nil {
+		return nil, gone(e.Name, err)
+	}
+	h, err := segment.ParseHeader(head)
+	if err != nil {
+		return nil, damaged(e.Name, err)
+	}
+	if e.Size != h.Size() {
+		return nil, damaged(e.Name, fmt.Errorf("%w: it has %d bytes, its header says %d", ErrCorrupt, e.Size, h.Size()))
+	}
+	index, err := s.v.store.GetRange(ctx, e.Name, h.IndexOff, h.IndexLen)
+	if err != nil {
+		return nil, gone(e.Name, err)
+	}
+	r, err := segment.NewReader(head, index, s.key, s.v.codec)
+	if err != nil {
+		return nil, damaged(e.Name, err)
+	}
+	return &loaded{Reader: r, name: e.Name, size: e.Size}, nil
+}
+
+// gone says of a segment that should be there and is not that it is damaged.
+func gone(name string, err error) error {
+	if missing(err) {
+		return damaged(name, fmt.Errorf("%w: it is missing", ErrCorrupt))
+	}
+	return err
+}
+
+// follows checks that a segment belongs at the end of the timeline.
+func (t *timeline) follows(l *loaded) error {
+	h := l.Header
+	switch {
+	case h.Timeline != t.desc.ID:
+		return fmt.Errorf("%w: it is of timeline %s", ErrCorrupt, h.Timeline)
+	case h.Seq != t.tail.Seq+1:
+		return fmt.Errorf("%w: it has sequence number %d, its place is %d", ErrCorrupt, h.Seq, t.tail.Seq+1)
+	case h.Prev != t.tail.Hash:
+		return fmt.Errorf("%w: the segment before it is not the one that it was written after", ErrCorrupt)
+	case h.First != t.tail.Position+1:
+		return fmt.Errorf("%w: it begins at position %s, the one before ends at %s", ErrCorrupt, h.First, t.tail.Position)
+	case h.FirstTime.Before(t.tail.Time):
+		return fmt.Errorf("%w: it begins before the one before ends", ErrCorrupt)
+	case h.Generation < t.desc.Generation || h.Kind == segment.End && h.Generation == t.desc.Generation:
+		return fmt.Errorf("%w: it is of generation %d, its timeline of %d", ErrCorrupt, h.Generation, t.desc.Generation)
+	}
+	return nil
+}
+
+// checkEntries checks that a segment is of this stream, and writes only within
+// its disks.
+func (s *Stream) checkEntries(l *loaded) error {
+	if l.Header.Stream != s.desc.ID {
+		return fmt.Errorf("%w: it is of stream %s", ErrCorrupt, l.Header.Stream)
+	}
+	sizes := make([]int64, len(l.Index.Disks))
+	for i, id := range l.Index.Disks {
+		at := slices.IndexFunc(s.desc.Disks, func(d Disk) bool { return d.ID == id })
+		if at < 0 {
+			return fmt.Errorf("%w: the stream has no disk %q", ErrCorrupt, id)
+		}
+		sizes[i] = s.desc.Disks[at].Size
+	}
+	for i := range l.Index.Entries {
+		if e := &l.Index.Entries[i]; e.Kind != segment.Mark && e.Offset > sizes[e.Disk]-e.Length {
+			return fmt.Errorf("%w: the write at position %s ends beyond disk %q", ErrCorrupt, e.Position, l.Index.Disks[e.Disk])
+		}
+	}
+	return nil
+}
+
+// marks returns the segment's marks.
+func (l *loaded) marks() ([]placedMark, error) {
+	var marks []placedMark
+	for i := range l.Index.Entries {
+		e := &l.Index.Entries[i]
+		if e.Kind != segment.Mark {
+			continue
+		}
+		m := placedMark{pos: e.Position, at: e.Time}
+		if err := json.Unmarshal(e.Mark, &m.Mark); err != nil {
+			return nil, fmt.Errorf("%w: mark at position %s: %w", ErrCorrupt, e.Position, err)
+		}
+		marks = append(marks, m)
+	}
+	return marks, nil
+}
+
+// append takes a segment that follows.
+func (t *timeline) append(l *loaded, marks []placedMark) {
+	t.marks = append(t.marks, marks...)
+	t.segs = append(t.segs, l)
+	t.bytes += l.size
+	h := l.Header
+	if h.Kind == segment.End {
+		t.ended = &h
+	}
+	t.tail.Seq, t.tail.Hash = h.Seq, l.Hash
+	if h.Kind != segment.End {
+		t.tail.Position, t.tail.Time = h.Last, h.LastTime
+	}
+}

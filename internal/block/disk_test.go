@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
@@ -242,6 +243,24 @@ func TestDiskPunch(t *testing.T) {
 				t.Errorf("spans %v: want a hole of 64 KiB at 64 KiB only", spans)
 			}
 		})
+	}
+}
+
+// TestLongZero zeroes more than what is written at once without fallocate.
+func TestLongZero(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	d := fileDisk(t, t.TempDir(), 4*mib)
+	d.WithoutFallocate()
+	if err := errors.Join(d.WriteAt(t.Context(), junk(1, 4*mib), 0), d.Zero(t.Context(), ext(512, 3*mib), true)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := block.Compare(t.Context(), d, block.ZeroImage(4*mib))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]block.Extent{ext(0, 512), ext(512+3*mib, mib-512)}, extents(got)); diff != "" {
+		t.Errorf("what is not zero (-want +got):\n%s", diff)
 	}
 }
 

@@ -161,6 +161,7 @@ func (c *Orchestrator) updateItem(ctx context.Context, id string, change func(ho
 		if err != nil {
 			return it, err
 		}
+		next.UpdatedAt = c.now()
 		stored, err := c.opts.Store.UpdateItem(ctx, next)
 		if errors.Is(err, &holdfast.Error{Kind: holdfast.KindConflict}) && ctx.Err() == nil {
 			continue

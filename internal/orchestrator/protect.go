@@ -110,6 +110,7 @@ func (c *Orchestrator) newItem(req api.Protect, m provider.Machine, from, to hol
 		PrimarySite: from.ID, RecoverySite: to.ID, Policy: policyOf(req.Policy),
 		State: holdfast.StateUnprotected, Direction: holdfast.Forward,
 		Stream: holdfast.NewStreamID(), Timeline: 1, Generation: 1,
+		Record: holdfast.Record{CreatedAt: c.now(), UpdatedAt: c.now()},
 	}
 	if it.Name == "" {
 		it.Name = m.Name

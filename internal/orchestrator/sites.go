@@ -56,6 +56,7 @@ func (c *Orchestrator) AddSite(ctx context.Context, add api.AddSite) (api.Site, 
 	}
 	s, err := c.opts.Store.CreateSite(ctx, holdfast.Site{
 		ID: newID("site"), Name: add.Name, Provider: add.Provider, Settings: add.Settings, Gateway: add.Gateway,
+		Record: holdfast.Record{CreatedAt: c.now(), UpdatedAt: c.now()},
 	})
 	if err != nil {
 		return api.Site{}, err

@@ -73,7 +73,7 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 func (c *Client) BaseURL() string { return c.opts.BaseURL }
 
 // request makes a request; path segments are escaped by the caller.
-func (c *Client) request(ctx context.Context, method, path string, query url.Values, body any) (*http.Request, error) {
+func (c *Client) request(ctx context.Context, method, path string, body any) (*http.Request, error) {
 	var reader io.Reader
 	if body != nil {
 		data, err := json.Marshal(body)
@@ -83,9 +83,6 @@ func (c *Client) request(ctx context.Context, method, path string, query url.Val
 		reader = bytes.NewReader(data)
 	}
 	target := strings.TrimSuffix(c.base.String(), "/") + path
-	if len(query) > 0 {
-		target += "?" + query.Encode()
-	}
 	r, err := http.NewRequestWithContext(ctx, method, target, reader)
 	if err != nil {
 		return nil, fmt.Errorf("make request: %w", err)
@@ -104,10 +101,10 @@ func (c *Client) request(ctx context.Context, method, path string, query url.Val
 }
 
 // call sends a request and decodes the answer into out, which may be nil.
-func (c *Client) call(ctx context.Context, method, path string, query url.Values, body, out any) error {
+func (c *Client) call(ctx context.Context, method, path string, body, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.Timeout)
 	defer cancel()
-	r, err := c.request(ctx, method, path, query, body)
+	r, err := c.request(ctx, method, path, body)
 	if err != nil {
 		return err
 	}
@@ -145,15 +142,23 @@ func refused(answer *http.Response) error {
 		Hint:   "Check the server's address, and whether a proxy stands before it"}
 }
 
+// withQuery appends a query to a path.
+func withQuery(path string, query url.Values) string {
+	if len(query) == 0 {
+		return path
+	}
+	return path + "?" + query.Encode()
+}
+
 func get[T any](ctx context.Context, c *Client, path string, query url.Values) (T, error) {
 	var out T
-	err := c.call(ctx, http.MethodGet, path, query, nil, &out)
+	err := c.call(ctx, http.MethodGet, withQuery(path, query), nil, &out)
 	return out, err
 }
 
 func post[T any](ctx context.Context, c *Client, path string, body any) (T, error) {
 	var out T
-	err := c.call(ctx, http.MethodPost, path, nil, body, &out)
+	err := c.call(ctx, http.MethodPost, path, body, &out)
 	return out, err
 }
 
@@ -194,7 +199,7 @@ func (c *Client) AddSite(ctx context.Context, add AddSite) (Site, error) {
 
 // RemoveSite removes a site.
 func (c *Client) RemoveSite(ctx context.Context, site string) error {
-	return c.call(ctx, http.MethodDelete, "/v1/sites/"+segment(site), nil, nil, nil)
+	return c.call(ctx, http.MethodDelete, "/v1/sites/"+segment(site), nil, nil)
 }
 
 // Machines returns the machines of a site, or of all if site is empty.
@@ -283,5 +288,5 @@ func (c *Client) CreateToken(ctx context.Context, create CreateToken) (CreatedTo
 
 // RevokeToken makes a token invalid, by its id or name.
 func (c *Client) RevokeToken(ctx context.Context, token string) error {
-	return c.call(ctx, http.MethodDelete, "/v1/tokens/"+segment(token), nil, nil, nil)
+	return c.call(ctx, http.MethodDelete, "/v1/tokens/"+segment(token), nil, nil)
 }

@@ -118,7 +118,7 @@ func (c *Client) read(ctx context.Context, path string, after uint64, each func(
 	if after != 0 {
 		query.Set("after", strconv.FormatUint(after, 10))
 	}
-	r, err := c.request(ctx, http.MethodGet, path, query, nil)
+	r, err := c.request(ctx, http.MethodGet, withQuery(path, query), nil)
 	if err != nil {
 		return err
 	}

@@ -73,8 +73,7 @@ func tokenProblem(err error) *api.Problem {
 		return &api.Problem{Code: api.CodeNotAllowed, Detail: "cannot revoke the last admin token",
 			Cause: "Nobody could make another token then", Hint: "Make another admin token first: holdfast token create NAME --role admin"}
 	case errors.Is(err, auth.ErrTokenOptions):
-		_, cause, _ := strings.Cut(err.Error(), auth.ErrTokenOptions.Error()+": ")
-		return &api.Problem{Code: api.CodeInvalid, Detail: "the token cannot be made as asked", Cause: cause}
+		return &api.Problem{Code: api.CodeInvalid, Detail: "the token cannot be made as asked", Cause: err.Error()}
 	}
 	return nil
 }

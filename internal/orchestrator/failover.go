@@ -12,7 +12,6 @@ import (
 	"github.com/holdfast-dr/holdfast/api"
 	"github.com/holdfast-dr/holdfast/internal/job"
 	"github.com/holdfast-dr/holdfast/internal/provider"
-	"github.com/holdfast-dr/holdfast/internal/recovery"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
@@ -320,7 +319,7 @@ func (c *Orchestrator) recovered(r *failoverRun) (provider.Recovered, error) {
 	}
 	for _, d := range r.item.Disks {
 		rec.Disks = append(rec.Disks, provider.DiskSource{
-			DiskID: d.ID, Size: d.Size, Socket: c.opts.Views.Socket(), Export: recovery.Name(r.in.Handle, d.ID),
+			DiskID: d.ID, Size: d.Size, Socket: c.opts.Views.Socket(), Export: exportName(r.in.Handle, d.ID),
 		})
 	}
 	return rec, nil
@@ -425,9 +424,12 @@ func historyOf(s *vault.Stream, tl holdfast.TimelineID) holdfast.History {
 	return h
 }
 
+// exportName names the export of a disk of a recovery.
+func exportName(handle, disk string) string { return handle + "." + disk }
+
 // serveView serves the disks of a recovery point to the target.
 func (c *Orchestrator) serveView(ctx context.Context, it holdfast.Item, handle string, p holdfast.RecoveryPoint) error {
-	missing := slices.ContainsFunc(it.Disks, func(d holdfast.Disk) bool { return !c.opts.Views.Has(recovery.Name(handle, d.ID)) })
+	missing := slices.ContainsFunc(it.Disks, func(d holdfast.Disk) bool { return !c.opts.Views.Has(exportName(handle, d.ID)) })
 	if !missing {
 		return nil
 	}
@@ -447,7 +449,7 @@ func (c *Orchestrator) serveView(ctx context.Context, it holdfast.Item, handle s
 		if err != nil {
 			return vaultError("open disk "+d.ID+" of recovery point", p.Position.String(), err)
 		}
-		if err := c.opts.Views.Add(recovery.Name(handle, d.ID), image); err != nil {
+		if err := c.opts.Views.Add(exportName(handle, d.ID), image); err != nil {
 			return err
 		}
 	}
@@ -458,7 +460,7 @@ func (c *Orchestrator) serveView(ctx context.Context, it holdfast.Item, handle s
 func (c *Orchestrator) dropView(it holdfast.Item, handle string) error {
 	var errs []error
 	for _, d := range it.Disks {
-		errs = append(errs, c.opts.Views.Remove(recovery.Name(handle, d.ID)))
+		errs = append(errs, c.opts.Views.Remove(exportName(handle, d.ID)))
 	}
 	return errors.Join(errs...)
 }

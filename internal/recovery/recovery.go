@@ -56,9 +56,6 @@ func NewExports(o Options) *Exports {
 // Socket returns the path of the socket.
 func (e *Exports) Socket() string { return e.opts.Socket }
 
-// Name returns the export's name for a disk of a recovery.
-func Name(handle, disk string) string { return handle + "." + disk }
-
 // Add serves an image under a name until Remove, and closes it then. An image
 // that is served under this name already stays, and the new one is closed.
 func (e *Exports) Add(name string, image block.Image) error {

@@ -237,8 +237,8 @@ func (d *demo) failover(ctx context.Context) error {
 		return err
 	}
 	d.r.bootToReady = time.Since(d.r.killed)
-	d.r.guestSays = m[0]
-	for i, p := range []*int64{&d.r.first, &d.r.last, &d.r.count, &d.r.gaps, &d.r.bad} {
+	d.r.guest.text = m[0]
+	for i, p := range []*int64{&d.r.guest.first, &d.r.guest.last, &d.r.guest.count, &d.r.guest.gaps, &d.r.guest.bad} {
 		if *p, err = strconv.ParseInt(m[i+1], 10, 64); err != nil {
 			return err
 		}
@@ -262,7 +262,7 @@ func (d *demo) check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.r.clean, d.r.fsck = rep.Clean, rep.Detail
-	d.r.fileLast, d.r.fileGaps, d.r.fileBad = int64(rep.Last), int64(rep.Gaps), int64(rep.Bad)
+	d.r.files.clean, d.r.files.detail = rep.Clean, rep.Detail
+	d.r.files.last, d.r.files.gaps, d.r.files.bad = int64(rep.Last), int64(rep.Gaps), int64(rep.Bad)
 	return d.Show(ctx, d.out, "job", "list")
 }

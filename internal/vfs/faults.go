@@ -23,7 +23,8 @@ type Fault struct {
 	// means 1, less means all.
 	Nth, Count int
 	// Err is what the operation fails with, instead of being done; nil for a
-	// delay only. With Partial a write is half done first.
+	// delay only. With Partial a write is half done first. What fails to close
+	// is closed nevertheless.
 	Err     error
 	Partial bool
 	// Delay passes before the operation is done or fails.
@@ -121,9 +122,12 @@ func (f *Faults) around(op *Op, do func() error) error {
 	if err == nil {
 		return do()
 	}
-	if partial && op.Kind == OpWrite {
+	switch {
+	case partial && op.Kind == OpWrite:
 		op.Length /= 2
-		err = errors.Join(err, do())
+		return errors.Join(err, do())
+	case op.Kind == OpClose || op.Kind == OpUnlock:
+		return errors.Join(err, do()) // as close(2) does
 	}
 	return err
 }

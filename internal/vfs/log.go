@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	iofs "io/fs"
 	"sync"
 	"syscall"
 
@@ -68,6 +69,7 @@ func (op Op) String() string {
 // file system.
 func errorName(err error) string {
 	var errno syscall.Errno
+	var pathErr *iofs.PathError
 	switch {
 	case errors.Is(err, ErrLocked):
 		return "locked"
@@ -75,6 +77,8 @@ func errorName(err error) string {
 		return "crashed"
 	case errors.As(err, &errno) && unix.ErrnoName(errno) != "":
 		return unix.ErrnoName(errno)
+	case errors.As(err, &pathErr):
+		return pathErr.Err.Error()
 	}
 	return err.Error()
 }

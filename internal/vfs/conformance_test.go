@@ -384,6 +384,11 @@ func TestMemLimit(t *testing.T) {
 	if clone, err := m.KillClone().Free("/"); err != nil || clone != 0 {
 		t.Errorf("the clone has %d free, %v", clone, err)
 	}
+	clone := m.KillClone()
+	p.must(errors.Join(clone.Link("/b", "/c"), clone.Remove("/b"), clone.Remove("/a")))
+	if got, err := clone.Free("/"); err != nil || got != 4096 {
+		t.Errorf("the clone without a has %d free, %v, want a page", got, err)
+	}
 	p.must(f.Truncate(1))
 	free(2 * 4096)
 	p.must(m.Link("/b", "/c"))

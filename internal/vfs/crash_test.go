@@ -224,6 +224,10 @@ func TestCrashStrict(t *testing.T) {
 	p.must(err)
 	_, err = f.Write([]byte("A"))
 	p.must(err)
+	for range 20 { // more versions than are remembered
+		_, err := f.WriteAt([]byte("B"), 0)
+		p.must(errors.Join(err, f.Truncate(1), f.Truncate(2)))
+	}
 	if got := show(t)(m.CrashClone(nil)); got != "a=A" {
 		t.Errorf("got %q, want a=A", got)
 	}
@@ -246,6 +250,9 @@ func TestCrashTearsWrites(t *testing.T) {
 	var lost, kept, mixed, torn, between bool
 	for seed := range uint64(300) {
 		got := place{t, m.CrashClone(seeded(seed)), "/"}.get("a")
+		if again := (place{t, m.CrashClone(seeded(seed)), "/"}).get("a"); again != got {
+			t.Fatal("the same seed gave another crash")
+		}
 		if len(got) < pages*4096 || len(got) > pages*4096+3000 {
 			t.Fatalf("size %d", len(got))
 		}

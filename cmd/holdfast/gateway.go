@@ -17,6 +17,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/gateway"
 	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/provider/libvirt"
 	"github.com/holdfast-dr/holdfast/internal/provider/qemu"
 )
 

@@ -1,0 +1,168 @@
+package libvirt
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+
+	"github.com/beevik/etree"
+
+	"github.com/holdfast-dr/holdfast/internal/provider"
+)
+
+// metadataSpace names our own element in a domain's metadata.
+const metadataSpace = "https://holdfast-dr.github.io/xmlns/recovery"
+
+// definition makes the domain of a recovery from the source's: what is not named
+// here stays as it was, also what this software does not know.
+func (s *site) definition(r *recovery) (string, error) {
+	var c config
+	if err := json.Unmarshal(r.Recovered.Machine.Config, &c); err != nil || c.XML == "" {
+		return "", fmt.Errorf("machine %s was described by another provider than libvirt, and cannot be recovered here yet", r.Recovered.Machine.Name)
+	}
+	doc, err := parseXML(c.XML)
+	if err != nil {
+		return "", err
+	}
+	root := doc.Root()
+	root.RemoveAttr("id")
+	setText(root, "name", r.Recovered.Name)
+	setText(root, "uuid", r.UUID)
+	for _, e := range root.SelectElements("seclabel") {
+		root.RemoveChild(e) // labels of the source's host
+	}
+	setMetadata(root, r.Recovered.Handle)
+	devices := root.SelectElement("devices")
+	if devices == nil {
+		return "", fmt.Errorf("machine %s has no devices", r.Recovered.Machine.Name)
+	}
+	if err := s.setDisks(r, devices); err != nil {
+		return "", err
+	}
+	setNetworks(r, devices)
+	s.setConsoles(r, devices)
+	return doc.WriteToString()
+}
+
+func setText(root *etree.Element, tag, text string) {
+	e := root.SelectElement(tag)
+	if e == nil {
+		e = root.CreateElement(tag)
+	}
+	e.SetText(text)
+}
+
+func setMetadata(root *etree.Element, handle string) {
+	meta := root.SelectElement("metadata")
+	if meta == nil {
+		meta = root.CreateElement("metadata")
+	}
+	for _, e := range meta.SelectElements("recovery") {
+		meta.RemoveChild(e)
+	}
+	e := meta.CreateElement("holdfast:recovery")
+	e.CreateAttr("xmlns:holdfast", metadataSpace)
+	e.CreateAttr("handle", handle)
+}
+
+// setDisks gives each recovered disk its overlay, empties drives, and leaves out
+// disks that were not replicated.
+func (s *site) setDisks(r *recovery, devices *etree.Element) error {
+	sources := map[string]provider.DiskSource{}
+	for _, d := range r.Recovered.Disks {
+		sources[d.DiskID] = d
+	}
+	for _, e := range devices.SelectElements("disk") {
+		dev := attr(e, "target", "dev")
+		src, ok := sources[dev]
+		switch device := e.SelectAttrValue("device", "disk"); {
+		case ok:
+			s.setDisk(r, e, src)
+			delete(sources, dev)
+		case device == "cdrom" || device == "floppy":
+			removeAll(e, "source", "backingStore")
+		default:
+			devices.RemoveChild(e)
+		}
+	}
+	for dev := range sources {
+		return fmt.Errorf("the source's definition has no disk %s", dev)
+	}
+	return nil
+}
+
+func (s *site) setDisk(r *recovery, e *etree.Element, src provider.DiskSource) {
+	removeAll(e, "source", "backingStore", "mirror", "alias", "encryption", "auth")
+	e.CreateAttr("type", "file")
+	driver := e.SelectElement("driver")
+	if driver == nil {
+		driver = e.CreateElement("driver")
+	}
+	driver.CreateAttr("name", "qemu")
+	driver.CreateAttr("type", "qcow2")
+	// A view that is away for a while must stop the guest, not fail its disk.
+	driver.CreateAttr("error_policy", "stop")
+	driver.CreateAttr("rerror_policy", "stop")
+	e.CreateElement("source").CreateAttr("file", s.overlay(r, src.DiskID))
+	backing := e.CreateElement("backingStore")
+	backing.CreateAttr("type", "network")
+	backing.CreateElement("format").CreateAttr("type", "raw")
+	nbd := backing.CreateElement("source")
+	nbd.CreateAttr("protocol", "nbd")
+	nbd.CreateAttr("name", src.Export)
+	host := nbd.CreateElement("host")
+	host.CreateAttr("transport", "unix")
+	host.CreateAttr("socket", src.Socket)
+	nbd.CreateElement("reconnect").CreateAttr("delay", "600")
+	backing.CreateElement("backingStore")
+}
+
+// setNetworks replaces networks, and unplugs the cards of an isolated machine.
+func setNetworks(r *recovery, devices *etree.Element) {
+	for _, e := range devices.SelectElements("interface") {
+		removeAll(e, "target", "alias")
+		if r.Recovered.Network != "" {
+			e.CreateAttr("type", "network")
+			removeAll(e, "source")
+			e.CreateElement("source").CreateAttr("network", r.Recovered.Network)
+		}
+		if r.Recovered.Isolated {
+			removeAll(e, "link")
+			e.CreateElement("link").CreateAttr("state", "down")
+		}
+	}
+}
+
+// setConsoles moves logs of serial consoles into the recovery's directory, and
+// drops sockets of the source's host.
+func (s *site) setConsoles(r *recovery, devices *etree.Element) {
+	for _, tag := range []string{"serial", "console", "channel"} {
+		for _, e := range devices.SelectElements(tag) {
+			switch e.SelectAttrValue("type", "") {
+			case "file":
+				removeAll(e, "source")
+				e.CreateElement("source").CreateAttr("path", filepath.Join(s.dir(r.Recovered.Handle), "serial.log"))
+			case "unix":
+				removeAll(e, "source")
+			}
+		}
+	}
+}
+
+func removeAll(e *etree.Element, tags ...string) {
+	for _, tag := range tags {
+		for _, c := range e.SelectElements(tag) {
+			e.RemoveChild(c)
+		}
+	}
+}
+
+// diskOf returns the disk with a target device.
+func diskOf(doc *etree.Document, dev string) *etree.Element {
+	for _, e := range doc.Root().FindElements("devices/disk") {
+		if attr(e, "target", "dev") == dev {
+			return e
+		}
+	}
+	return nil
+}

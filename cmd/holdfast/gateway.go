@@ -26,10 +26,7 @@ const maxSocketPath = 107
 
 // providers returns what opens the sites that this program knows.
 func providers() provider.Registry {
-	return provider.Registry{
-
-		"qemu": qemu.Open,
-	}
+	return provider.Registry{"libvirt": libvirt.Open, "qemu": qemu.Open}
 }
 
 // openSite opens a site through the registry.

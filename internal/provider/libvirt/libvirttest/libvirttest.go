@@ -117,7 +117,7 @@ func (d *Daemon) stop(t testing.TB) {
 	_ = d.cmd.Process.Kill()
 	<-d.exited
 	for range 50 {
-		pids := d.qemus()
+		pids := d.QEMUs()
 		if len(pids) == 0 {
 			break
 		}
@@ -134,7 +134,8 @@ func (d *Daemon) stop(t testing.TB) {
 	}
 }
 
-func (d *Daemon) qemus() []int {
+// QEMUs returns the QEMU processes of its domains.
+func (d *Daemon) QEMUs() []int {
 	var pids []int
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, p := range dirs {

@@ -19,6 +19,9 @@ const hydratePoll = 200 * time.Millisecond
 // Hydrate has libvirt copy each disk to a local file while the domain runs, and
 // move the domain to it. A copy that was begun earlier is taken up.
 func (s *site) Hydrate(ctx context.Context, handle string, progress func(done, total int64)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	r, err := s.load(handle)
 	if err != nil {
 		return err

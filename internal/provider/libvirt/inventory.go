@@ -88,6 +88,7 @@ func (s *site) machine(d golibvirt.Domain) (provider.Machine, error) {
 	m := provider.Machine{
 		ID: formatUUID(d.UUID), Name: d.Name, Power: power, Config: raw, Firmware: "bios",
 		CPUs: atoi(text(root, "vcpu")), Memory: memory(root.SelectElement("memory")),
+		Disks: []provider.Disk{}, NICs: []provider.NIC{}, Obstacles: []string{},
 	}
 	if root.FindElement("os/loader") != nil || root.FindElement("os[@firmware='efi']") != nil {
 		m.Firmware = "uefi"

@@ -60,6 +60,9 @@ func (s *site) save(r *recovery) error {
 
 // Define makes overlays and a domain that is off.
 func (s *site) Define(ctx context.Context, want provider.Recovered) (string, error) {
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
 	r, err := s.load(want.Handle)
 	if errors.Is(err, provider.ErrNotFound) {
 		r, err = s.begin(want)
@@ -172,7 +175,10 @@ func (s *site) makeOverlay(ctx context.Context, r *recovery, disk provider.DiskS
 }
 
 // Start starts the domain, if it does not run.
-func (s *site) Start(_ context.Context, handle string) error {
+func (s *site) Start(ctx context.Context, handle string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	r, err := s.load(handle)
 	if err != nil {
 		return err
@@ -193,7 +199,10 @@ func (s *site) Start(_ context.Context, handle string) error {
 }
 
 // Status reports power and hydration.
-func (s *site) Status(_ context.Context, handle string) (provider.Status, error) {
+func (s *site) Status(ctx context.Context, handle string) (provider.Status, error) {
+	if err := ctx.Err(); err != nil {
+		return provider.Status{}, err
+	}
 	r, err := s.load(handle)
 	if err != nil {
 		return provider.Status{}, err
@@ -249,6 +258,9 @@ func (s *site) isLocal(r *recovery, d golibvirt.Domain, disk string) (bool, erro
 
 // Remove stops the domain and removes it and its disks.
 func (s *site) Remove(ctx context.Context, handle string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	r, err := s.load(handle)
 	if errors.Is(err, provider.ErrNotFound) {
 		return nil

@@ -43,6 +43,9 @@ type hydration struct {
 // file in memory: with the machine stopped both files are complete, so whatever
 // is killed then, the definition names a file that has every write.
 func (s *site) Hydrate(ctx context.Context, handle string, progress func(done, total int64)) (err error) {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	r, err := s.openRecovery(ctx, handle)
 	if err != nil {
 		return err

@@ -28,6 +28,9 @@ func (s *site) Networks(context.Context) ([]provider.Network, error) {
 // Machines returns all machines, sorted by name. A definition that cannot be
 // read is a machine with an obstacle.
 func (s *site) Machines(ctx context.Context) ([]provider.Machine, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	names, err := definitionNames(s.dir)
 	if err != nil {
 		return nil, err
@@ -39,7 +42,7 @@ func (s *site) Machines(ctx context.Context) ([]provider.Machine, error) {
 		case errors.Is(err, provider.ErrNotFound): // removed meanwhile
 		case err != nil:
 			machines = append(machines, provider.Machine{
-				ID: name, Name: name, Power: provider.PowerUnknown, Obstacles: []string{err.Error()},
+				ID: name, Name: name, Power: provider.PowerUnknown, Obstacles: []string{err.Error()}, Disks: []provider.Disk{}, NICs: []provider.NIC{},
 			})
 		default:
 			machines = append(machines, d.describe(ctx))
@@ -80,7 +83,7 @@ func (d Definition) describe(ctx context.Context) provider.Machine {
 	}
 	m := provider.Machine{
 		ID: d.ID, Name: d.Name, Power: provider.PowerOff, CPUs: d.CPUs, Memory: d.Memory,
-		Firmware: "bios", Config: config, Obstacles: []string{},
+		Firmware: "bios", Config: config, Obstacles: []string{}, Disks: []provider.Disk{}, NICs: []provider.NIC{},
 	}
 	for i, disk := range d.Disks {
 		size, err := imageSize(ctx, disk)

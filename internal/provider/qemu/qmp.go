@@ -80,8 +80,7 @@ type command struct {
 func Dial(ctx context.Context, socket string) (*Client, error) {
 	ctx, cancel := withTimeout(ctx)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", socket)
+	conn, err := connect(ctx, socket)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 			return nil, fmt.Errorf("connect to monitor %s: %w", socket, provider.ErrNotRunning)
@@ -93,6 +92,20 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 		return nil, errors.Join(fmt.Errorf("negotiate with monitor %s: %w", socket, err), conn.Close())
 	}
 	return c, nil
+}
+
+// connect dials, and waits while more clients than QEMU's queue holds do so, too.
+func connect(ctx context.Context, socket string) (net.Conn, error) {
+	var d net.Dialer
+	for {
+		conn, err := d.DialContext(ctx, "unix", socket)
+		if !errors.Is(err, syscall.EAGAIN) {
+			return conn, err
+		}
+		if err := wait(ctx, 5*time.Millisecond); err != nil {
+			return nil, err
+		}
+	}
 }
 
 func withTimeout(ctx context.Context) (context.Context, context.CancelFunc) {

@@ -304,6 +304,9 @@ func (r *recovery) resume(ctx context.Context, mon provider.Monitor, reasons ...
 
 // Status reports power and hydration.
 func (s *site) Status(ctx context.Context, handle string) (st provider.Status, err error) {
+	if err := ctx.Err(); err != nil {
+		return st, err
+	}
 	b, err := readBounded(filepath.Join(s.recoveryDir(handle), "state.json"))
 	if errors.Is(err, fs.ErrNotExist) || !handleRE.MatchString(handle) {
 		return st, fmt.Errorf("recovery %s: %w", handle, provider.ErrNotFound)
@@ -371,6 +374,9 @@ func (r *recovery) live(ctx context.Context, d Definition, mon provider.Monitor,
 
 // Remove kills the machine and removes every trace of it.
 func (s *site) Remove(ctx context.Context, handle string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	r, err := s.openRecovery(ctx, handle)
 	if errors.Is(err, provider.ErrNotFound) {
 		if handleRE.MatchString(handle) {

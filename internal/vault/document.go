@@ -68,8 +68,13 @@ func (s *secret) document(name string, x any) ([]byte, error) {
 	if len(body) > maxDocument/2 {
 		return nil, fmt.Errorf("object %s would have %d bytes, the limit is %d", name, len(body), maxDocument/2)
 	}
-	out := append(body, macLine...)
-	return append(hex.AppendEncode(out, s.mac(name, body)), '\n'), nil
+	return s.seal(name, body), nil
+}
+
+// seal appends the last line to a body.
+func (s *secret) seal(name string, body []byte) []byte {
+	out := append(bytes.Clone(body), macLine...)
+	return append(hex.AppendEncode(out, s.mac(name, body)), '\n')
 }
 
 // format is the part of a document that says who can read the rest.

@@ -138,7 +138,7 @@ func (c *Orchestrator) failoverTask(f func(context.Context, *failoverRun) error)
 			return err
 		}
 		var err error
-		if r.item, err = c.opts.Store.Item(ctx, r.in.Item); err != nil {
+		if r.item, err = c.take(ctx, step, r.in.Item); err != nil {
 			return err
 		}
 		if err := f(ctx, r); err != nil {
@@ -375,6 +375,10 @@ func (c *Orchestrator) failoverFinish(ctx context.Context, step *job.Step) error
 	if ending != job.Succeeded {
 		return nil
 	}
+	// The server may have been away since the machine was started from it.
+	if err := c.serveView(ctx, it, in.Handle, st.Point); err != nil {
+		c.log.Error("view is not served", "item", it.Name, "error", err)
+	}
 	return step.SetResult(ctx, c.failoverResult(ctx, it, in, st))
 }
 
@@ -401,7 +405,8 @@ func (c *Orchestrator) history(ctx context.Context, it holdfast.Item) (holdfast.
 	if err != nil {
 		return holdfast.History{}, vaultError("open stream", it.Name, err)
 	}
-	if err := s.Refresh(ctx); err != nil {
+	// What lies before damage stays usable.
+	if err := s.Refresh(ctx); err != nil && !errors.Is(err, vault.ErrCorrupt) {
 		return holdfast.History{}, vaultError("read stream", it.Name, err)
 	}
 	return historyOf(s, it.Timeline), nil
@@ -424,9 +429,6 @@ func historyOf(s *vault.Stream, tl holdfast.TimelineID) holdfast.History {
 	return h
 }
 
-// exportName names the export of a disk of a recovery.
-func exportName(handle, disk string) string { return handle + "." + disk }
-
 // serveView serves the disks of a recovery point to the target.
 func (c *Orchestrator) serveView(ctx context.Context, it holdfast.Item, handle string, p holdfast.RecoveryPoint) error {
 	missing := slices.ContainsFunc(it.Disks, func(d holdfast.Disk) bool { return !c.opts.Views.Has(exportName(handle, d.ID)) })
@@ -437,7 +439,7 @@ func (c *Orchestrator) serveView(ctx context.Context, it holdfast.Item, handle s
 	if err != nil {
 		return vaultError("open stream", it.Name, err)
 	}
-	if err := s.Refresh(ctx); err != nil {
+	if err := s.Refresh(ctx); err != nil && !errors.Is(err, vault.ErrCorrupt) {
 		return vaultError("read stream", it.Name, err)
 	}
 	view, err := s.View(ctx, p.Timeline, p.Position)
@@ -509,3 +511,6 @@ func vaultError(op, thing string, err error) error {
 	}
 	return e
 }
+
+// exportName names the export of a disk of a recovery.
+func exportName(handle, disk string) string { return handle + "." + disk }

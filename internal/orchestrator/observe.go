@@ -149,6 +149,9 @@ func (c *Orchestrator) observeVault(ctx context.Context, it holdfast.Item, ob *o
 	if err != nil {
 		return
 	}
+	if damage := s.Damaged(); damage != nil {
+		seen.VaultDamaged = damage.Error()
+	}
 	ob.stored = s.StoredBytes()
 	if canary, err := s.Canary(ctx); err == nil && canary.Timeline == it.Timeline {
 		ob.asOf = canary.Time
@@ -220,6 +223,10 @@ func (c *Orchestrator) tend(ctx context.Context, it holdfast.Item, ob observatio
 		if err := c.dropView(it, it.Handle); err != nil {
 			c.log.Warn("view is not closed", "item", it.Name, "error", err)
 		}
+		return
+	}
+	if err := c.serveView(ctx, it, it.Handle, *it.RecoveryPoint); err != nil {
+		c.log.Error("view is not served", "item", it.Name, "error", err)
 		return
 	}
 	if ob.recovery.Power != provider.PowerRunning {

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
 	"sync"
 	"time"
 
@@ -109,32 +108,10 @@ type Options struct {
 	Publish func(api.Event)
 	// Observe is how often items are looked at. Default 500 ms.
 	Observe time.Duration
-	Waits   Waits
 	Logger  *slog.Logger
 	Now     func() time.Time
 	// JobHook is job.Options.Hook: for tests.
 	JobHook func(when string, j job.Job) error
-}
-
-// Waits bound how long others may take to answer. A wait of 0 is the default.
-type Waits struct {
-	Ask      time.Duration // a question to a site, a gateway or the vault: 10 s
-	Order    time.Duration // a gateway's taking or giving up an order: 1 min
-	Drain    time.Duration // a gateway that may be lost, at a failover: 10 s
-	Shutdown time.Duration // the source's shutting down, at a failover: 2 min
-	Target   time.Duration // a site's preparing, starting or removing a machine: 2 min
-}
-
-func (w Waits) withDefaults() Waits {
-	for _, d := range []struct {
-		wait  *time.Duration
-		value time.Duration
-	}{{&w.Ask, 10 * time.Second}, {&w.Order, time.Minute}, {&w.Drain, 10 * time.Second}, {&w.Shutdown, 2 * time.Minute}, {&w.Target, 2 * time.Minute}} {
-		if *d.wait <= 0 {
-			*d.wait = d.value
-		}
-	}
-	return w
 }
 
 // Orchestrator carries out operations. Its methods are safe for concurrent use.
@@ -142,15 +119,9 @@ type Orchestrator struct {
 	opts   Options
 	log    *slog.Logger
 	now    func() time.Time
-	waits  Waits
 	engine *job.Engine
 
-	// starting is held while an item is in a state that needs a job and the job
-	// is not recorded yet, and while such items are looked for. It is taken
-	// before all others, and never by a task of a job.
-	starting sync.Mutex
-
-	// mu guards what was observed last. Nothing is waited for while it is held.
+	// mu guards what was observed last.
 	mu       sync.Mutex
 	observed map[string]observation
 	streams  map[holdfast.StreamID]*vault.Stream
@@ -169,7 +140,7 @@ func New(o Options) (*Orchestrator, error) {
 		o.Now = time.Now
 	}
 	c := &Orchestrator{
-		opts: o, log: o.Logger, now: o.Now, waits: o.Waits.withDefaults(),
+		opts: o, log: o.Logger, now: o.Now,
 		observed: map[string]observation{}, streams: map[holdfast.StreamID]*vault.Stream{},
 	}
 	c.engine = job.New(o.Jobs, job.Options{Logger: o.Logger, Now: o.Now, Hook: o.JobHook})
@@ -201,8 +172,7 @@ func newID(prefix string) string {
 }
 
 // updateItem changes an item as recorded, again if somebody else changed it
-// meanwhile. change sees the newest one. Nothing is recorded if it changes
-// nothing.
+// meanwhile. change sees the newest one.
 func (c *Orchestrator) updateItem(ctx context.Context, id string, change func(holdfast.Item) (holdfast.Item, error)) (holdfast.Item, error) {
 	for {
 		it, err := c.opts.Store.Item(ctx, id)
@@ -212,9 +182,6 @@ func (c *Orchestrator) updateItem(ctx context.Context, id string, change func(ho
 		next, err := change(it)
 		if err != nil {
 			return it, err
-		}
-		if reflect.DeepEqual(next, it) {
-			return it, nil
 		}
 		next.UpdatedAt = c.now()
 		stored, err := c.opts.Store.UpdateItem(ctx, next)
@@ -231,34 +198,15 @@ func (c *Orchestrator) updateItem(ctx context.Context, id string, change func(ho
 // stream opens a stream of the vault, once.
 func (c *Orchestrator) stream(ctx context.Context, id holdfast.StreamID) (*vault.Stream, error) {
 	c.mu.Lock()
-	s, ok := c.streams[id]
-	c.mu.Unlock()
-	if ok {
+	defer c.mu.Unlock()
+	if s, ok := c.streams[id]; ok {
 		return s, nil
 	}
 	s, err := c.opts.Vault.OpenStream(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if first, ok := c.streams[id]; ok {
-		return first, nil // somebody else has opened it meanwhile
-	}
 	c.streams[id] = s
-	return s, nil
-}
-
-// refreshed opens a stream and loads what has come. Damage does not keep from
-// using what is loaded; s.Damaged has it.
-func (c *Orchestrator) refreshed(ctx context.Context, it holdfast.Item) (*vault.Stream, error) {
-	s, err := c.stream(ctx, it.Stream)
-	if err != nil {
-		return nil, vaultError("open stream", it.Name, err)
-	}
-	if err := s.Refresh(ctx); err != nil && s.Damaged() == nil {
-		return nil, vaultError("read stream", it.Name, err)
-	}
 	return s, nil
 }
 
@@ -273,32 +221,18 @@ func (c *Orchestrator) withSite(ctx context.Context, id string, f func(holdfast.
 		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "open site", Thing: rec.Name, Err: err,
 			Hint: "Check that the site's machines can be reached with the settings of the site"}
 	}
-	err = f(rec, site)
-	if site.Close == nil {
-		return err
-	}
-	return errors.Join(err, site.Close())
-}
-
-// sourceSite returns the id of the site that the item's direction leads away
-// from, where its gateway is, whether or not it has failed over.
-func sourceSite(it holdfast.Item) string {
-	if it.Direction == holdfast.Reverse {
-		return it.RecoverySite
-	}
-	return it.PrimarySite
+	return errors.Join(f(rec, site), site.Close())
 }
 
 // gatewayOf returns the gateway beside an item's source.
 func (c *Orchestrator) gatewayOf(ctx context.Context, it holdfast.Item) (Gateway, holdfast.Site, error) {
-	site, err := c.opts.Store.Site(ctx, sourceSite(it))
+	site, err := c.opts.Store.Site(ctx, it.ActiveSite())
 	if err != nil {
 		return nil, site, err
 	}
 	g, err := c.opts.Gateway(site.Gateway)
 	if err != nil {
-		return nil, site, &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "reach gateway of site", Thing: site.Name, Err: err,
-			Hint: "Check the gateway's address in the site"}
+		return nil, site, &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "reach gateway", Thing: site.Name, Err: err}
 	}
 	return g, site, nil
 }

@@ -151,13 +151,9 @@ func (c *Orchestrator) recordItem(ctx context.Context, it holdfast.Item) (holdfa
 func (c *Orchestrator) submit(ctx context.Context, kind string, it holdfast.Item, input any, op holdfast.Operation) (api.Job, error) {
 	j, err := c.engine.Submit(ctx, kind, it.ID, input)
 	if err != nil {
-		return api.Job{}, fmt.Errorf("start to %s item %s: %w", op, it.Name, err)
-	}
-	if _, err := c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
-		i.CurrentJob = j.ID
-		return i, nil
-	}); err != nil {
-		return api.Job{}, err
+		// The item must not wait for a job that is not there.
+		err = fmt.Errorf("start to %s item %s: %w", op, it.Name, err)
+		return api.Job{}, errors.Join(err, c.settleItem(context.WithoutCancel(ctx), it))
 	}
 	return c.apiJob(ctx, j), nil
 }
@@ -183,12 +179,25 @@ func (c *Orchestrator) withItem(f func(context.Context, *job.Step, holdfast.Item
 		if err := decodeInput(step, &in); err != nil {
 			return err
 		}
-		it, err := c.opts.Store.Item(ctx, in.Item)
+		it, err := c.take(ctx, step, in.Item)
 		if err != nil {
 			return err
 		}
 		return f(ctx, step, it)
 	}
+}
+
+// take returns the item of a job, which bears the job's name from its first task
+// to its end.
+func (c *Orchestrator) take(ctx context.Context, step *job.Step, id string) (holdfast.Item, error) {
+	it, err := c.opts.Store.Item(ctx, id)
+	if err != nil || step.Subject() != it.ID || it.CurrentJob == step.JobID() {
+		return it, err // a job beside the item, like hydration, does not keep others off
+	}
+	return c.updateItem(ctx, id, func(i holdfast.Item) (holdfast.Item, error) {
+		i.CurrentJob = step.JobID()
+		return i, nil
+	})
 }
 
 // protectCheck finds what would make protection fail later.

@@ -71,11 +71,9 @@ type StreamOptions struct {
 // stream is the sequencer of one stream: it gives every write of all its disks
 // a position in order of arrival, and moves what was sealed into the vault.
 type stream struct {
-	opts   StreamOptions
-	log    *slog.Logger
-	kick   chan struct{} // there is enough to seal
-	sealed chan struct{} // there is something to commit
-	rebase chan struct{} // a disk needs its base
+	opts StreamOptions
+	log  *slog.Logger
+	wakers
 
 	// mu guards the order of writes: what follows changes only under it.
 	mu         sync.Mutex
@@ -99,6 +97,13 @@ type stream struct {
 	// smu guards the state shown to others.
 	smu      sync.Mutex
 	progress commitProgress
+}
+
+// wakers wake the loops of a stream; each has room for one.
+type wakers struct {
+	kick   chan struct{} // there is enough to seal
+	sealed chan struct{} // there is something to commit
+	rebase chan struct{} // a disk needs its base
 }
 
 // Counts are totals since the stream was opened.
@@ -128,9 +133,9 @@ func newStream(ctx context.Context, o StreamOptions) (*stream, error) {
 		o.Now = time.Now
 	}
 	s := &stream{
-		opts: o, log: o.Logger, kick: make(chan struct{}, 1), sealed: make(chan struct{}, 1),
-		rebase: make(chan struct{}, 1),
-		disks:  map[string]*disk{},
+		opts: o, log: o.Logger, wakers: wakers{kick: make(chan struct{}, 1), sealed: make(chan struct{}, 1), rebase: make(chan struct{}, 1)},
+
+		disks: map[string]*disk{},
 	}
 	for i, d := range o.Disks {
 		s.disks[d.ID] = newDisk(s, uint16(i), d)

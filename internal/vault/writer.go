@@ -154,7 +154,7 @@ func (w *Writer) Zero(disk string, e block.Extent, hole bool, now time.Time) (ho
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	pos, now := w.take(now)
-	w.b.Zero(pos, now, disk, e.Offset, e.Length, hole)
+	w.b.Zero(pos, now, disk, e, hole)
 	return pos, nil
 }
 

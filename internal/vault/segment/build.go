@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/block"
 )
 
 // Builder gathers the entries of a segment. It is not safe for concurrent use.
@@ -85,12 +86,12 @@ func (b *Builder) Write(pos holdfast.Position, at time.Time, disk string, off in
 }
 
 // Zero adds a zeroing.
-func (b *Builder) Zero(pos holdfast.Position, at time.Time, disk string, off, length int64, hole bool) {
+func (b *Builder) Zero(pos holdfast.Position, at time.Time, disk string, e block.Extent, hole bool) {
 	kind := Zero
 	if hole {
 		kind = Hole
 	}
-	b.add(Entry{Position: pos, Time: at, Kind: kind, Disk: b.disk(disk), Offset: off, Length: length})
+	b.add(Entry{Position: pos, Time: at, Kind: kind, Disk: b.disk(disk), Offset: e.Offset, Length: e.Length})
 }
 
 // Mark adds a mark, as JSON.

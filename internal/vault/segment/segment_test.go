@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/block"
 	"github.com/holdfast-dr/holdfast/internal/vault/segment"
 )
 
@@ -81,8 +82,8 @@ func samples(t testing.TB) []sample {
 	b.Write(1, start, "vda", 0, pattern(4096, 0))
 	b.Write(2, start.Add(time.Millisecond), "vda", 512, pattern(8192, 1))
 	b.Write(3, start.Add(time.Millisecond), "vdb", 1<<40, pattern(512, 0))
-	b.Zero(4, start.Add(time.Second), "vda", 4096, 1<<30, false)
-	b.Zero(5, start.Add(time.Second), "vdb", 0, 512, true)
+	b.Zero(4, start.Add(time.Second), "vda", block.Extent{Offset: 4096, Length: 1 << 30}, false)
+	b.Zero(5, start.Add(time.Second), "vdb", block.Extent{Length: 512}, true)
 	b.Mark(6, start.Add(time.Hour), []byte(`{"kind":"point","name":"before"}`))
 	b.Write(7, start.Add(time.Hour), "vda", 1<<20, pattern(100<<10, 2))
 	finish("writes", b, header(segment.Writes))

@@ -184,11 +184,22 @@ func (s *stream) adoptSpool(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open spool %s: %w", dir, err)
 	}
+	follows := true
 	for _, name := range names {
 		if !strings.HasSuffix(name, spoolSuffix) {
 			continue
 		}
-		if err := s.adopt(ctx, path.Join(dir, name)); err != nil {
+		if follows {
+			err = s.adopt(ctx, path.Join(dir, name))
+			follows = !errors.Is(err, vault.ErrForeign)
+		}
+		if !follows {
+			// A segment before it was in memory when the process died. The journal
+			// still has that one and all that follow: they are sealed anew. Should
+			// it not have them, replay finds the gap.
+			err = s.opts.FS.Remove(path.Join(dir, name))
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -99,6 +99,12 @@ func ConnID(ctx context.Context) uint64 {
 	return 0
 }
 
+// WithConn returns a context as a Backend is called with for a connection: for
+// tests of backends.
+func WithConn(ctx context.Context, c *Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
 // Server is an NBD server. All methods are safe for concurrent use.
 type Server struct {
 	opts    ServerOptions

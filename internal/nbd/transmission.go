@@ -89,7 +89,7 @@ const partingTime = time.Second
 // serve runs the connection to its end, and returns the cause, nil if the
 // client said goodbye.
 func (c *serverConn) serve(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, connKey{}, c.peer))
+	ctx, cancel := context.WithCancelCause(WithConn(ctx, c.peer))
 	c.peer.drop = cancel
 	closed := make(chan struct{})
 	context.AfterFunc(ctx, func() {

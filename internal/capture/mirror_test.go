@@ -263,7 +263,9 @@ func TestInterruptedFirstSync(t *testing.T) {
 	}
 	l.in.start()
 	l.awaitSync()
-	if n, _ := l.in.counted("vda"); n > diskSize-20*mib {
+	// QEMU has up to 16 MiB under way: so much of the 30 may have arrived without
+	// its knowing.
+	if n, _ := l.in.counted("vda"); n > diskSize-(30-16)*mib {
 		t.Errorf("%d bytes were sent after the interruption, want no more than the rest of %d", n, diskSize)
 	}
 	l.equal()

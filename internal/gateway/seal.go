@@ -91,6 +91,8 @@ func (s *stream) seal() error {
 	if err != nil {
 		return fmt.Errorf("rotate journal: %w", err)
 	}
+	s.queueBytes.Add(pending) // while it is encoded it is neither pending nor queued
+	defer s.queueBytes.Add(-pending)
 	sealed, err := s.opts.Writer.Seal(now)
 	if err != nil {
 		return fmt.Errorf("seal segment: %w", err)

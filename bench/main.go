@@ -1,0 +1,136 @@
+// Command bench measures Holdfast next to its peers, in one run: what goes into
+// the vault, and what comes out of it. It prints medians and ratios.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"text/tabwriter"
+	"time"
+)
+
+func main() {
+	var o options
+	flag.IntVar(&o.runs, "runs", 5, "how often each side is measured, in turns")
+	flag.IntVar(&o.sizeMB, "size", 512, "size of the disk, in MiB")
+	flag.StringVar(&o.dir, "dir", "", "where to work; a temporary directory if empty")
+	flag.StringVar(&o.json, "json", "", "file for the figures as JSON")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	runs, sizeMB int
+	dir, json    string
+}
+
+// side is one of what is compared.
+type side struct {
+	name string
+	run  func(context.Context) (float64, error) // the figure, larger is better
+}
+
+// contest is a figure and the sides that are measured for it; the first is
+// Holdfast.
+type contest struct {
+	name, unit string
+	sides      []side
+}
+
+// result is what a side came to.
+type result struct {
+	Figure string    `json:"figure"`
+	Side   string    `json:"side"`
+	Unit   string    `json:"unit"`
+	Runs   []float64 `json:"runs"`
+	Median float64   `json:"median"`
+	Ratio  float64   `json:"ratio"` // Holdfast's median to this one's
+}
+
+func run(ctx context.Context, o options) error {
+	if o.dir == "" {
+		dir, err := os.MkdirTemp("", "hf-bench-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		o.dir = dir
+	}
+	var all []result
+	for _, kind := range []string{"text", "random"} {
+		b, err := newBench(ctx, o, kind)
+		if err != nil {
+			return err
+		}
+		for _, c := range b.contests() {
+			res, err := measure(ctx, c, o.runs)
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			all = append(all, res...)
+		}
+		if err := b.close(); err != nil {
+			return err
+		}
+	}
+	show(all)
+	if o.json == "" {
+		return nil
+	}
+	data, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(o.json, data, 0o644)
+}
+
+// measure runs the sides in turns, so that what else the machine does hits all.
+func measure(ctx context.Context, c contest, runs int) ([]result, error) {
+	out := make([]result, len(c.sides))
+	for i, s := range c.sides {
+		out[i] = result{Figure: c.name, Side: s.name, Unit: c.unit}
+	}
+	for range runs {
+		for i, s := range c.sides {
+			v, err := s.run(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", s.name, err)
+			}
+			out[i].Runs = append(out[i].Runs, v)
+		}
+	}
+	for i := range out {
+		sorted := slices.Sorted(slices.Values(out[i].Runs))
+		out[i].Median = sorted[len(sorted)/2]
+		out[i].Ratio = out[0].Median / out[i].Median
+	}
+	return out, nil
+}
+
+func show(all []result) {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "FIGURE\tSIDE\tMEDIAN\tHOLDFAST IS\tRUNS")
+	for _, r := range all {
+		ratio := ""
+		if r.Ratio != 1 {
+			ratio = fmt.Sprintf("%.2f ×", r.Ratio)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%.0f %s\t%s\t%.0f\n", r.Figure, r.Side, r.Median, r.Unit, ratio, r.Runs)
+	}
+	_ = w.Flush()
+}
+
+// perSecond returns MiB a second.
+func perSecond(bytes int64, took time.Duration) float64 {
+	return float64(bytes) / (1 << 20) / took.Seconds()
+}

@@ -12,8 +12,13 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/objstore"
 )
 
-// ErrInUse says that another server works with the vault.
-var ErrInUse = errors.New("the vault is in use by another server")
+var (
+	// ErrInUse says that another server works with the vault.
+	ErrInUse = errors.New("the vault is in use by another server")
+	// ErrLeaseLost says why a lease's context ended: it was taken over, or could
+	// not be renewed for so long that it may have been.
+	ErrLeaseLost = errors.New("the lease of the vault is lost")
+)
 
 // leaseName is the object that says who works with the vault.
 const leaseName = "lease"
@@ -27,27 +32,7 @@ type LeaseOptions struct {
 	Logger *slog.Logger
 }
 
-// leaseRecord is the object `lease`.
-type leaseRecord struct {
-	Format  int    `json:"format"`
-	Owner   string `json:"owner"`
-	Host    string `json:"host"`
-	Session string `json:"session"` // random, of each time that it is taken
-	Counter uint64 `json:"counter"` // raised by each renewal
-}
-
-// Lease is held by the one server that works with a vault.
-type Lease struct {
-	cancel context.CancelCauseFunc
-	done   sync.WaitGroup
-}
-
-// AcquireLease makes this the only server of the vault. The context that it
-// returns ends when the lease is lost, with ErrInUse as its cause, or on
-// Release. A lease of the same owner is taken over at once; one of another only
-// if it does not move while it is watched, on this machine's monotonic clock, so
-// that wrong wall clocks do no harm. It fails with ErrInUse.
-func (v *Vault) AcquireLease(ctx context.Context, o LeaseOptions) (context.Context, *Lease, error) {
+func (o *LeaseOptions) applyDefaults() {
 	if o.Beat <= 0 {
 		o.Beat = 3 * time.Second
 	}
@@ -57,13 +42,40 @@ func (v *Vault) AcquireLease(ctx context.Context, o LeaseOptions) (context.Conte
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+}
+
+// leaseRecord is the object `lease`.
+type leaseRecord struct {
+	Format   int    `json:"format"`
+	Owner    string `json:"owner"`
+	Host     string `json:"host"`
+	Session  string `json:"session"` // random, of each time that it is taken
+	Counter  uint64 `json:"counter"` // raised by each renewal
+	Released bool   `json:"released,omitempty"`
+}
+
+// Lease is held by the one server that works with a vault.
+type Lease struct {
+	cancel context.CancelCauseFunc
+	done   sync.WaitGroup
+}
+
+// AcquireLease makes this the only server of the vault. The context that it
+// returns ends with ErrLeaseLost as its cause when the lease is lost, and on
+// Release, which must be called in the end. A lease that was released, or is of
+// the same owner, is taken over at once; one of another owner only if it does
+// not move while it is watched. Only this machine's monotonic clock is used, so
+// that wrong wall clocks do no harm. It fails with ErrInUse, which names the
+// holder.
+func (v *Vault) AcquireLease(ctx context.Context, o LeaseOptions) (context.Context, *Lease, error) {
+	o.applyDefaults()
 	rec, etag, err := v.lease(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	if etag != "" && rec.Owner != o.Owner {
+	if etag != "" && rec.Owner != o.Owner && !rec.Released {
 		o.Logger.Info("another server has worked with this vault; watching whether it still does", "host", rec.Host, "for", o.Watch)
-		if etag, err = v.watchLease(ctx, etag, o); err != nil {
+		if err := v.watchLease(ctx, etag, o); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -73,12 +85,13 @@ func (v *Vault) AcquireLease(ctx context.Context, o LeaseOptions) (context.Conte
 	}
 	held, cancel := context.WithCancelCause(ctx)
 	l := &Lease{cancel: cancel}
-	l.done.Go(func() { cancel(v.keepLease(held, next, etag, o)) })
+	k := &leaseKeeper{v: v, o: o, rec: next, etag: etag, renewed: time.Now()}
+	l.done.Go(func() { cancel(k.run(held)) })
 	return held, l, nil
 }
 
-// Release ends the renewing. The next server of the same owner takes the lease
-// at once, another after having watched it.
+// Release gives the lease back and ends its context. The next server takes it at
+// once.
 func (l *Lease) Release() {
 	l.cancel(context.Canceled)
 	l.done.Wait()
@@ -121,53 +134,104 @@ func (v *Vault) inUse(ctx context.Context) error {
 }
 
 // watchLease returns when another's lease has not moved for long enough.
-func (v *Vault) watchLease(ctx context.Context, etag string, o LeaseOptions) (string, error) {
-	for end := time.Now().Add(o.Watch); time.Now().Before(end); {
-		t := time.NewTimer(o.Beat)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return "", context.Cause(ctx)
-		case <-t.C:
+func (v *Vault) watchLease(ctx context.Context, etag string, o LeaseOptions) error {
+	for end := time.Now().Add(o.Watch); ; {
+		left := time.Until(end)
+		if left <= 0 {
+			return nil
+		}
+		if !pause(ctx, min(left, o.Beat)) {
+			return context.Cause(ctx)
 		}
 		_, now, err := v.lease(ctx)
 		if err != nil {
-			return "", err
+			return err
 		}
 		if now != etag {
-			return "", v.inUse(ctx)
+			return v.inUse(ctx)
 		}
 	}
-	return etag, nil
 }
 
-// keepLease renews the lease until ctx ends, or returns why it is lost. A store
-// that cannot be written for a while does not lose it: nobody else can take it
-// then either.
-func (v *Vault) keepLease(ctx context.Context, rec leaseRecord, etag string, o LeaseOptions) error {
-	tick := time.NewTicker(o.Beat)
-	defer tick.Stop()
+// pause waits and says whether ctx is still alive.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// leaseKeeper renews one lease.
+type leaseKeeper struct {
+	v       *Vault
+	o       LeaseOptions
+	rec     leaseRecord
+	etag    string
+	renewed time.Time // monotonic: when the last renewal that succeeded began
+}
+
+// run renews the lease until ctx ends, and releases it then, or returns why it
+// is lost. As others take over what has not moved for Watch, a lease that was
+// not renewed for that long, less one beat, is given up.
+func (k *leaseKeeper) run(ctx context.Context) error {
 	for {
-		select {
-		case <-ctx.Done():
+		if !pause(ctx, k.o.Beat) {
+			k.release(ctx)
 			return context.Cause(ctx)
-		case <-tick.C:
 		}
-		rec.Counter++
-		next, err := v.putLease(ctx, rec, etag)
+		began := time.Now()
+		err := k.renew(ctx)
 		switch {
 		case err == nil:
-			etag = next
+			k.renewed = began
 		case errors.Is(err, ErrInUse):
-			if cur, now, gerr := v.lease(ctx); gerr == nil && cur.Session == rec.Session {
-				etag = now // our own write, whose answer was lost
-				continue
-			} else if gerr != nil && !isDamage(gerr) {
-				continue // it is not known who has it; the next beat will tell
+			return fmt.Errorf("%w: %w", ErrLeaseLost, err)
+		case ctx.Err() == nil:
+			k.o.Logger.Warn("lease is not renewed", "error", err)
+			if time.Since(k.renewed) >= k.o.Watch-k.o.Beat {
+				return fmt.Errorf("%w: it was not renewed for %s: %w", ErrLeaseLost, time.Since(k.renewed).Round(time.Second), err)
 			}
-			return err
-		default:
-			o.Logger.Warn("lease is not renewed", "error", err)
 		}
+	}
+}
+
+func (k *leaseKeeper) renew(ctx context.Context) error {
+	// A store that hangs must not keep the lease alive in our eyes.
+	ctx, cancel := context.WithTimeout(ctx, k.o.Watch-k.o.Beat)
+	defer cancel()
+	rec := k.rec
+	rec.Counter++
+	etag, err := k.v.putLease(ctx, rec, k.etag)
+	if err == nil {
+		k.rec, k.etag = rec, etag
+		return nil
+	}
+	if errors.Is(err, ErrInUse) {
+		// Perhaps by ourselves, by a write whose answer was lost.
+		cur, now, gerr := k.v.lease(ctx)
+		if gerr == nil && cur.Session == rec.Session {
+			k.rec, k.etag = cur, now
+			return nil
+		}
+		if gerr != nil && !isDamage(gerr) {
+			return gerr // it is not known who has it: the next beat will tell
+		}
+	}
+	return err
+}
+
+// release lets the next server in at once. If it cannot, that one has to watch.
+func (k *leaseKeeper) release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.o.Beat)
+	defer cancel()
+	rec := k.rec
+	rec.Counter++
+	rec.Released = true
+	if _, err := k.v.putLease(ctx, rec, k.etag); err != nil {
+		k.o.Logger.Warn("lease is not released", "error", err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,7 +23,7 @@ type WriterOptions struct {
 
 // Writer appends to a timeline. Write, Zero and Mark give positions in the order
 // of their calls; Seal closes a segment; Commit makes it durable. Safe for
-// concurrent use, but only one Seal and one Commit may run at a time.
+// concurrent use: Write goes on while Seal encodes and Commit stores.
 type Writer struct {
 	s    *Stream
 	opts WriterOptions
@@ -30,12 +31,18 @@ type Writer struct {
 	// mu guards what was given a position and is not sealed.
 	mu   sync.Mutex
 	b    *segment.Builder
+	full []*segment.Builder // those that have reached a limit of the format, the oldest first
 	next holdfast.Position
 	at   time.Time // of the last entry: times never go back
 
-	// seal is the end of what was sealed; only Seal and Adopt use it.
-	seal Tail
+	// sealing makes Seal and Adopt one at a time. It guards seal, the end of what
+	// was sealed, and failed: why nothing can be sealed any more.
+	sealing sync.Mutex
+	seal    Tail
+	failed  error
 
+	// committing makes Commit one at a time.
+	committing sync.Mutex
 	// cmu guards tail, the end of what is committed.
 	cmu  sync.Mutex
 	tail Tail
@@ -49,6 +56,10 @@ type Sealed struct {
 	Encoded     []byte
 	Hash        [segment.HashSize]byte
 	RawBytes    int64
+	// More says that not all that was there when Seal was called went into this
+	// segment, because it would have been above the limits of the format: only
+	// another Seal brings the rest.
+	More bool
 }
 
 // Writer opens a timeline for writing, at its end. It fails with ErrFenced if
@@ -97,19 +108,18 @@ func (w *Writer) Tail() Tail {
 func (w *Writer) Pending() (bytes int64, first holdfast.Position) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.b.Empty() {
-		return 0, w.next
+	first = w.next
+	if !w.b.Empty() {
+		bytes, first = w.b.RawBytes(), w.b.First()
 	}
-	return w.b.RawBytes(), w.b.First()
+	for _, b := range slices.Backward(w.full) {
+		bytes, first = bytes+b.RawBytes(), b.First()
+	}
+	return bytes, first
 }
 
-// Full says whether the segment at hand has reached a limit of the format, so
-// that it must be sealed before anything is added.
-func (w *Writer) Full() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.b.Full()
-}
+// maxWrite bounds one write, in bytes: a segment that is not full has room for it.
+const maxWrite = 64 << 20
 
 func (w *Writer) checkExtent(disk string, e block.Extent) error {
 	for _, d := range w.s.desc.Disks {
@@ -124,8 +134,12 @@ func (w *Writer) checkExtent(disk string, e block.Extent) error {
 	return fmt.Errorf("stream %s has no disk %q", w.s.desc.ID, disk)
 }
 
-// take gives the next position and a time that does not go back. mu is held.
+// take gives the next position, a time that does not go back, and a builder that
+// has room. mu is held.
 func (w *Writer) take(now time.Time) (holdfast.Position, time.Time) {
+	if w.b.Full() {
+		w.full, w.b = append(w.full, w.b), segment.NewBuilder()
+	}
 	if now = stamp(now); now.Before(w.at) {
 		now = w.at
 	}
@@ -134,8 +148,13 @@ func (w *Writer) take(now time.Time) (holdfast.Position, time.Time) {
 	return pos, now
 }
 
-// Write adds a write; data is copied. It is in the vault after Seal and Commit.
+// Write adds a write of at most 64 MiB, which takes one position; data is copied.
+// It is in the vault after Seal and Commit. now is when it arrived; a time before
+// that of the last entry counts as that one's.
 func (w *Writer) Write(disk string, off int64, data []byte, now time.Time) (holdfast.Position, error) {
+	if len(data) > maxWrite {
+		return 0, fmt.Errorf("write of %d bytes to disk %q: the limit is %d", len(data), disk, maxWrite)
+	}
 	if err := w.checkExtent(disk, block.Extent{Offset: off, Length: int64(len(data))}); err != nil {
 		return 0, err
 	}
@@ -174,30 +193,53 @@ func (w *Writer) Mark(m Mark, now time.Time) (holdfast.Position, error) {
 	return pos, nil
 }
 
-// Seal closes what was added so far as a segment and encodes it, while adding
-// goes on into the next. It returns nil if there is nothing.
+// Seal closes what was added so far as a segment and encodes it, on all cores,
+// while adding goes on into the next. It returns nil if there is nothing. The
+// time is for callers that keep account of it; segments have those of their
+// entries.
 func (w *Writer) Seal(time.Time) (*Sealed, error) {
-	w.mu.Lock()
-	b := w.b
-	if b.Empty() {
-		w.mu.Unlock()
+	w.sealing.Lock()
+	defer w.sealing.Unlock()
+	if w.failed != nil {
+		return nil, w.failed
+	}
+	b, more := w.takeBuilder()
+	if b == nil {
 		return nil, nil
 	}
-	w.b = segment.NewBuilder()
-	w.mu.Unlock()
 	h := segment.Header{
 		Kind: segment.Writes, Generation: w.opts.Generation, Stream: w.s.desc.ID, Timeline: w.opts.Timeline,
 		Seq: w.seal.Seq + 1, Prev: w.seal.Hash,
 	}
 	encoded, h, err := b.Finish(h, w.s.key, w.s.v.codec)
-	if err != nil {
-		return nil, fmt.Errorf("seal segment %d of timeline %s: %w", h.Seq, h.Timeline, err)
-	}
-	sealed, err := sealedOf(h, encoded)
+	var sealed *Sealed
 	if err == nil {
-		w.seal = tailOf(sealed)
+		sealed, err = sealedOf(h, encoded)
 	}
-	return sealed, err
+	if err != nil {
+		// Its positions are lost to this writer: nothing may take its place.
+		w.failed = fmt.Errorf("seal segment %d of timeline %s: %w", w.seal.Seq+1, w.opts.Timeline, err)
+		return nil, w.failed
+	}
+	sealed.More = more
+	w.seal = tailOf(sealed)
+	return sealed, nil
+}
+
+// takeBuilder takes the oldest builder that has anything, or nil, and says
+// whether there is another.
+func (w *Writer) takeBuilder() (b *segment.Builder, more bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.full) > 0 {
+		b, w.full = w.full[0], w.full[1:]
+		return b, len(w.full) > 0 || !w.b.Empty()
+	}
+	if w.b.Empty() {
+		return nil, false
+	}
+	b, w.b = w.b, segment.NewBuilder()
+	return b, false
 }
 
 func sealedOf(h segment.Header, encoded []byte) (*Sealed, error) {
@@ -228,6 +270,8 @@ func (w *Writer) Adopt(encoded []byte) (*Sealed, error) {
 	if h.Stream != w.s.desc.ID || h.Timeline != w.opts.Timeline || h.Kind != segment.Writes {
 		return nil, fmt.Errorf("%w: segment is of stream %s, timeline %s, kind %d", ErrForeign, h.Stream, h.Timeline, h.Kind)
 	}
+	w.sealing.Lock()
+	defer w.sealing.Unlock()
 	if h.Seq <= w.Tail().Seq {
 		return nil, w.s.compareCommitted(h.Timeline, sealed)
 	}
@@ -243,8 +287,8 @@ func (w *Writer) Adopt(encoded []byte) (*Sealed, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.b.Empty() {
-		return nil, errors.New("vault: Adopt after Write")
+	if !w.b.Empty() || len(w.full) > 0 {
+		return nil, errors.New("adopt segment: something was written before")
 	}
 	w.seal = tailOf(sealed)
 	w.next, w.at = h.Last+1, h.LastTime
@@ -266,9 +310,12 @@ func (s *Stream) compareCommitted(tl holdfast.TimelineID, sealed *Sealed) error 
 
 // Commit puts a sealed segment into the vault; it is durable when Commit returns
 // nil. Segments are committed in the order in which they were sealed. It may be
-// repeated after an error. It fails with ErrFenced if the timeline was closed,
-// or another writer has put a segment in its place.
+// repeated after an error, of which the cause (ENOSPC, EIO) is visible to
+// errors.Is, also after one that hid a success. It fails with ErrFenced, for good,
+// if the timeline was closed, or another writer has put a segment in its place.
 func (w *Writer) Commit(ctx context.Context, sealed *Sealed) error {
+	w.committing.Lock()
+	defer w.committing.Unlock()
 	tail := w.Tail()
 	if sealed.Seq <= tail.Seq {
 		return nil

@@ -17,6 +17,8 @@ type Stream struct {
 	desc  streamDescriptor
 	key   segment.Key
 	cache *frameCache
+	// layouts are those of the views opened last.
+	layouts layoutCache
 
 	// refresh makes Refresh one at a time.
 	refresh sync.Mutex

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/tidwall/btree"
-
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/block"
 	"github.com/holdfast-dr/holdfast/internal/vault/segment"
@@ -22,114 +20,55 @@ type View struct {
 	disks      map[string]*diskView
 }
 
-// piece says where the bytes of a range of a disk are.
-type piece struct {
-	end  int64
-	seg  *loaded
-	base *segment.Entry // of seg; its Offset may lie before the piece
-}
-
 // diskView is one disk of a view.
 type diskView struct {
 	view *View
 	disk Disk
-	m    btree.Map[int64, piece] // start -> piece; what is not there reads as zero
+	m    *extents
 }
 
 // View opens a position of a timeline; it fails with ErrNoPosition if that is
 // beyond its end, and with ErrCorrupt if it is beyond damage. It reads no data.
 // Refresh first to see the newest.
 func (s *Stream) View(ctx context.Context, tl holdfast.TimelineID, pos holdfast.Position) (*View, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	parts, broken := s.lineage(tl)
-	if len(parts) == 0 {
-		return nil, fmt.Errorf("open view: %w", broken)
-	}
-	if last := parts[len(parts)-1].to; pos > last {
-		if broken == nil {
-			broken = ErrNoPosition
-		}
-		return nil, fmt.Errorf("open view at position %s: timeline %s can be read to %s: %w", pos, tl, last, broken)
-	}
 	v := &View{s: s, timeline: tl, pos: pos, disks: map[string]*diskView{}}
+	way, err := v.find()
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.layout(ctx, way)
+	if err != nil {
+		return nil, fmt.Errorf("open view at position %s: %w", pos, err)
+	}
 	for _, d := range s.desc.Disks {
-		v.disks[d.ID] = &diskView{view: v, disk: d}
+		v.disks[d.ID] = &diskView{view: v, disk: d, m: l.maps[d.ID]}
 	}
-	for _, p := range parts {
-		if err := v.apply(ctx, p.t.segs, min(pos, p.to)); err != nil {
-			return nil, fmt.Errorf("open view at position %s: %w", pos, err)
-		}
-	}
-	v.consistent = slices.ContainsFunc(s.ranges(tl), func(r Range) bool { return r.From <= pos && pos <= r.To })
 	return v, nil
 }
 
-// apply takes the entries of segments up to a position, in order.
-func (v *View) apply(ctx context.Context, segs []*loaded, to holdfast.Position) error {
-	for _, l := range segs {
-		if err := ctx.Err(); err != nil {
-			return err
+// find returns the way from the beginning to the view's position.
+func (v *View) find() ([]stretch, error) {
+	v.s.mu.RLock()
+	defer v.s.mu.RUnlock()
+	parts, broken := v.s.lineage(v.timeline)
+	if len(parts) == 0 {
+		return nil, fmt.Errorf("open view: %w", broken)
+	}
+	if last := parts[len(parts)-1].to; v.pos > last {
+		if broken == nil {
+			broken = ErrNoPosition
 		}
-		if l.Header.First > to {
-			return nil
-		}
-		disks := make([]*diskView, len(l.Index.Disks))
-		for i, id := range l.Index.Disks {
-			disks[i] = v.disks[id] // there is one: checkEntries
-		}
-		for i := range l.Index.Entries {
-			e := &l.Index.Entries[i]
-			if e.Position > to {
-				return nil
-			}
-			if e.Kind == segment.Mark {
-				continue
-			}
-			disks[e.Disk].put(l, e)
+		return nil, fmt.Errorf("open view at position %s: timeline %s can be read to %s: %w", v.pos, v.timeline, last, broken)
+	}
+	var way []stretch
+	for _, p := range parts {
+		way = append(way, stretch{p.t.desc.ID, p.t.segs, min(v.pos, p.to)})
+		if v.pos <= p.to {
+			break
 		}
 	}
-	return nil
-}
-
-// put lays an entry over what was there.
-func (d *diskView) put(l *loaded, e *segment.Entry) {
-	start, end := e.Offset, e.Offset+e.Length
-	d.cut(start, end)
-	if e.Kind == segment.Data {
-		d.m.Set(start, piece{end, l, e})
-	}
-}
-
-// cut takes [start, end) out.
-func (d *diskView) cut(start, end int64) {
-	var at int64
-	var p piece
-	found := false
-	d.m.Descend(start, func(a int64, x piece) bool { at, p, found = a, x, true; return false })
-	if found && p.end > start {
-		if at < start {
-			d.m.Set(at, piece{start, p.seg, p.base})
-		} else {
-			d.m.Delete(at)
-		}
-		if p.end > end {
-			d.m.Set(end, p)
-			return
-		}
-	}
-	for {
-		found = false
-		d.m.Ascend(start, func(a int64, x piece) bool { at, p, found = a, x, a < end; return false })
-		if !found {
-			return
-		}
-		d.m.Delete(at)
-		if p.end > end {
-			d.m.Set(end, p)
-			return
-		}
-	}
+	v.consistent = slices.ContainsFunc(v.s.ranges(v.timeline), func(r Range) bool { return r.From <= v.pos && v.pos <= r.To })
+	return way, nil
 }
 
 // Position returns where the view is.
@@ -156,7 +95,8 @@ func (d *diskView) Size() int64 { return d.disk.Size }
 // Close does nothing.
 func (d *diskView) Close() error { return nil }
 
-// within calls f for the pieces that overlap [off, end), in order, clipped.
+// within calls f for the pieces that overlap [off, end), in order, clipped, until
+// it returns false.
 func (d *diskView) within(off, end int64, f func(start, end int64, p piece) bool) {
 	from := off
 	d.m.Descend(off, func(a int64, _ piece) bool { from = a; return false })
@@ -295,12 +235,6 @@ func (d *diskView) unlike(o *diskView, out *block.Set) {
 		}
 		return true
 	})
-}
-
-// same says whether two pieces are of the same write, also when the views were
-// opened from different openings of the stream.
-func (p piece) same(q piece) bool {
-	return p.base == q.base || p.seg.name == q.seg.name && p.base.Position == q.base.Position && p.base.Offset == q.base.Offset
 }
 
 // compare adds to out what really differs within e, block by block.

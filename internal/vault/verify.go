@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strconv"
 	"strings"
 
 	holdfast "github.com/holdfast-dr/holdfast"
@@ -152,7 +153,15 @@ func (c *verifier) stream(ctx context.Context, id holdfast.StreamID, entries []o
 			return err
 		}
 	}
+	orphans := map[string]bool{}
 	for _, e := range entries {
+		if name, ok := orphan(s, e.Name); ok {
+			if !orphans[name] {
+				orphans[name] = true
+				c.rep.Damaged = append(c.rep.Damaged, Damage{Object: name, Stream: id, Detail: "it is missing, but has segments"})
+			}
+			continue
+		}
 		if c.strange(s, e.Name) {
 			c.rep.Damaged = append(c.rep.Damaged, Damage{Object: e.Name, Stream: id, Detail: "it is not an object of this stream"})
 		}
@@ -169,6 +178,18 @@ func (c *verifier) stream(ctx context.Context, id holdfast.StreamID, entries []o
 		}
 	}
 	return c.canary(ctx, s)
+}
+
+// orphan says of a segment that its timeline is not there, and how that is named.
+// Timelines up to the highest were looked for already.
+func orphan(s *Stream, name string) (string, bool) {
+	tl, err := strconv.ParseUint(path.Base(path.Dir(name)), 16, 32)
+	seq, ok := segmentSeq(name)
+	id := holdfast.TimelineID(tl)
+	if err != nil || !ok || id == 0 || name != segmentName(s.desc.ID, id, seq) || s.timelines[id] != nil {
+		return "", false
+	}
+	return timelineName(s.desc.ID, id), true
 }
 
 // strange says of an object that it is in no place that the format has.

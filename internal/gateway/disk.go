@@ -144,6 +144,7 @@ func (d *disk) WriteAt(ctx context.Context, p []byte, off int64, _ bool) error {
 
 // mayWrite checks that the connection is the one of now; the caller holds mu.
 func (d *disk) mayWrite(ctx context.Context) error {
+	d.s.bound()
 	if err := d.s.refuse(); err != nil {
 		d.s.dropAll(err)
 		return err

@@ -368,20 +368,27 @@ func (s *stream) stamp(ctx context.Context, last *time.Time) error {
 	return nil
 }
 
-// checkBound cuts the sources off when the backlog has reached its bound, and
-// lets them come back when it is well below.
+// checkBound lets sources come back when the backlog is well below its bound.
 func (s *stream) checkBound() {
-	n := s.backlog()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n >= s.opts.Tuning.SpoolLimit && !s.full {
-		s.log.Warn("the backlog has reached its bound, sources are cut off until it shrinks", "bytes", n)
-		s.dropAll(errBacklog)
-		s.full = true
-	}
-	if s.full && n < s.opts.Tuning.SpoolLimit*6/10 {
+	s.bound()
+	if s.full && s.backlog() < s.opts.Tuning.SpoolLimit*6/10 {
 		s.full = false
 	}
+}
+
+// bound cuts the sources off when the backlog has reached its bound. Every
+// write asks, so that the backlog exceeds it by one request at most. The caller
+// holds mu.
+func (s *stream) bound() {
+	n := s.backlog()
+	if n < s.opts.Tuning.SpoolLimit || s.full {
+		return
+	}
+	s.log.Warn("the backlog has reached its bound, sources are cut off until it shrinks", "bytes", n)
+	s.dropAll(errBacklog)
+	s.full = true
 }
 
 // commitPatience is how long a segment may wait for the vault before that is

@@ -312,10 +312,10 @@ func TestFullVaultNeverHurts(t *testing.T) {
 	if slowest > time.Second {
 		t.Errorf("a write took %s", slowest)
 	}
-	st := s.status()
-	if st.Code != CodeVaultFull || st.Backlog > 4<<20 {
-		t.Errorf("status is %+v", st)
-	}
+	// A segment that is just being sealed is counted twice; then all that waits is
+	// the bound, one request, and what the format adds.
+	r.eventually("no more waits than the bound allows", func() bool { return s.status().Backlog < 2<<20+int64(len(p))+64<<10 })
+	r.eventually("the status names the full vault", func() bool { return s.status().Code == CodeVaultFull })
 	r.store.fail(nil)
 	last := s.opts.Writer.Next() - 1
 	r.eventually("everything is committed", func() bool { return s.committed() >= last })

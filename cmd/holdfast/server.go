@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -20,7 +18,6 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/auth"
 	"github.com/holdfast-dr/holdfast/internal/gateway"
 	"github.com/holdfast-dr/holdfast/internal/httpd"
-	"github.com/holdfast-dr/holdfast/internal/objstore"
 	"github.com/holdfast-dr/holdfast/internal/orchestrator"
 	"github.com/holdfast-dr/holdfast/internal/recovery"
 	"github.com/holdfast-dr/holdfast/internal/store"
@@ -89,7 +86,7 @@ func runServer(ctx context.Context, o serverOptions, out io.Writer, log *slog.Lo
 		return err
 	}
 	if err := os.MkdirAll(o.state, 0o711); err != nil {
-		return fmt.Errorf("state directory: %w", err)
+		return startError("make state directory", o.state, err, "Name a directory that can be written with --state")
 	}
 	db, err := store.Open(ctx, filepath.Join(o.state, "holdfast.db"))
 	if err != nil {
@@ -107,7 +104,7 @@ func runServer(ctx context.Context, o serverOptions, out io.Writer, log *slog.Lo
 	}
 	ctx, lease, err := v.AcquireLease(ctx, vault.LeaseOptions{Owner: owner, Host: host, Logger: log})
 	if err != nil {
-		return fmt.Errorf("vault %s: %w", o.vault, err)
+		return startError("take vault", o.vault, err, "Stop the other server, or give this one a vault of its own with --vault")
 	}
 	defer lease.Release()
 	p, err := newParts(ctx, o, parts{db: db, vault: v, key: key, out: out, log: log})
@@ -177,9 +174,6 @@ func (o serverOptions) gatewayDir() string { return filepath.Join(o.state, "gate
 // run runs the parts, and says where and how the server is reached.
 func (p *parts) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	if !p.opts.noGateway {
-		g.Go(func() error { return keepGateway(ctx, p.opts, p.log) })
-	}
 	g.Go(func() error { return p.views.Run(ctx) })
 	g.Go(func() error { return p.orch.Run(ctx) })
 	g.Go(func() error { return p.http.Run(ctx) })
@@ -189,7 +183,12 @@ func (p *parts) run(ctx context.Context) error {
 			return nil
 		case <-p.http.Ready():
 		}
-		return p.greet(ctx)
+		if err := p.greet(ctx); err != nil || p.opts.noGateway {
+			return err
+		}
+		// Only now: a gateway outlives its server, so a server that cannot run must
+		// not leave one behind.
+		return keepGateway(ctx, p.opts, p.log)
 	})
 	return g.Wait()
 }
@@ -225,70 +224,6 @@ func serverID(ctx context.Context, db *store.Store) (string, error) {
 	}
 	id = fmt.Sprintf("server-%d-%d", os.Getpid(), time.Now().UnixNano())
 	return id, db.SetSetting(ctx, settingServer, id)
-}
-
-// openVault opens the vault, or makes one at the server's first start. A vault
-// that has gone missing is never made anew.
-func openVault(ctx context.Context, o serverOptions, db *store.Store, log *slog.Logger) (*vault.Vault, vault.Key, error) {
-	known, err := db.Setting(ctx, settingVault)
-	if err != nil {
-		return nil, vault.Key{}, err
-	}
-	if known != "" {
-		if _, err := os.Stat(o.vault); err != nil {
-			return nil, vault.Key{}, fmt.Errorf("vault directory %s: %w\nhint: mount the file system that holds vault %s, or name its place with --vault", o.vault, err, known)
-		}
-	} else if err := os.MkdirAll(o.vault, 0o700); err != nil {
-		return nil, vault.Key{}, fmt.Errorf("vault directory: %w", err)
-	}
-	objects, err := objstore.NewDir(vfs.OS, o.vault)
-	if err != nil {
-		return nil, vault.Key{}, err
-	}
-	key, err := readKey(o.keyFile)
-	if errors.Is(err, os.ErrNotExist) && known == "" {
-		if key, err = makeKey(ctx, objects, o.keyFile); err != nil {
-			return nil, key, err
-		}
-	}
-	if err != nil {
-		return nil, key, fmt.Errorf("vault key: %w\nhint: put the key of vault %s back, or name its place with --vault-key", err, known)
-	}
-	v, err := vault.Open(ctx, objects, key, vault.Options{Logger: log})
-	if errors.Is(err, vault.ErrNotVault) && known == "" {
-		v, err = vault.Create(ctx, objects, vault.CreateOptions{Key: key, Now: time.Now()})
-	}
-	if err != nil {
-		return nil, key, fmt.Errorf("vault %s: %w", o.vault, err)
-	}
-	if known != "" && v.ID() != known {
-		return nil, key, fmt.Errorf("directory %s holds vault %s, and this server works with vault %s\nhint: mount the right one, or use another state directory", o.vault, v.ID(), known)
-	}
-	return v, key, db.SetSetting(ctx, settingVault, v.ID())
-}
-
-func readKey(file string) (vault.Key, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return vault.Key{}, err
-	}
-	return vault.ParseKey(strings.TrimSpace(string(b)))
-}
-
-// makeKey makes the key of a new vault; never beside a vault that exists, whose
-// key this cannot be.
-func makeKey(ctx context.Context, objects objstore.Store, file string) (vault.Key, error) {
-	if entries, err := objects.List(ctx, "", ""); err != nil || len(entries) > 0 {
-		return vault.Key{}, errors.Join(err, fmt.Errorf("the vault's directory is not empty, and there is no key at %s\nhint: name the vault's key with --vault-key, or an empty directory with --vault", file))
-	}
-	key, err := vault.NewKey()
-	if err != nil {
-		return key, err
-	}
-	if err := vfs.WriteFileAtomic(vfs.OS, file, []byte(key.String()+"\n")); err != nil {
-		return key, fmt.Errorf("keep vault key: %w", err)
-	}
-	return key, os.Chmod(file, 0o600)
 }
 
 // keepGateway keeps a gateway alive on this host. It is a process of its own and

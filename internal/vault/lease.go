@@ -15,8 +15,7 @@ import (
 var (
 	// ErrInUse says that another server works with the vault.
 	ErrInUse = errors.New("the vault is in use by another server")
-	// ErrLeaseLost says why a lease's context ended: it was taken over, or could
-	// not be renewed for so long that it may have been.
+	// ErrLeaseLost says why a lease's context ended: another server took it over.
 	ErrLeaseLost = errors.New("the lease of the vault is lost")
 )
 
@@ -58,11 +57,15 @@ type leaseRecord struct {
 type Lease struct {
 	cancel context.CancelCauseFunc
 	done   sync.WaitGroup
+	keeper *leaseKeeper
 }
 
 // AcquireLease makes this the only server of the vault. The context that it
-// returns ends with ErrLeaseLost as its cause when the lease is lost, and on
-// Release, which must be called in the end. A lease that was released, or is of
+// returns ends with ErrLeaseLost as its cause when another has taken the lease,
+// and on Release, which must be called in the end. It does not end while the
+// vault merely cannot be written: Confirm, before whatever two servers must not
+// both do, tells whether the lease may have been taken meanwhile. A lease that
+// was released, or is of
 // the same owner, is taken over at once; one of another owner only if it does
 // not move while it is watched. Only this machine's monotonic clock is used, so
 // that wrong wall clocks do no harm. It fails with ErrInUse, which names the
@@ -84,10 +87,26 @@ func (v *Vault) AcquireLease(ctx context.Context, o LeaseOptions) (context.Conte
 		return nil, nil, err
 	}
 	held, cancel := context.WithCancelCause(ctx)
-	l := &Lease{cancel: cancel}
-	k := &leaseKeeper{v: v, o: o, rec: next, etag: etag, renewed: time.Now()}
-	l.done.Go(func() { cancel(k.run(held)) })
+	l := &Lease{cancel: cancel, keeper: &leaseKeeper{v: v, o: o, rec: next, etag: etag, renewed: time.Now()}}
+	l.done.Go(func() { cancel(l.keeper.run(held)) })
 	return held, l, nil
+}
+
+// Confirm returns nil if no other server can have taken the lease. Where it was
+// not renewed for long, it is renewed now; it fails with ErrLeaseLost if another
+// server has it, and with the error of the vault if that cannot be known.
+func (l *Lease) Confirm(ctx context.Context) error {
+	k := l.keeper
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if time.Since(k.renewed) < k.o.Watch-k.o.Beat {
+		return nil
+	}
+	err := k.renew(ctx)
+	if errors.Is(err, ErrInUse) {
+		return fmt.Errorf("%w: %w", ErrLeaseLost, err)
+	}
+	return err
 }
 
 // Release gives the lease back and ends its context. The next server takes it at
@@ -167,54 +186,57 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // leaseKeeper renews one lease.
 type leaseKeeper struct {
-	v       *Vault
-	o       LeaseOptions
+	v *Vault
+	o LeaseOptions
+
+	mu      sync.Mutex // guards what follows
 	rec     leaseRecord
 	etag    string
 	renewed time.Time // monotonic: when the last renewal that succeeded began
 }
 
 // run renews the lease until ctx ends, and releases it then, or returns why it
-// is lost. As others take over what has not moved for Watch, a lease that was
-// not renewed for that long, less one beat, is given up.
+// is lost.
 func (k *leaseKeeper) run(ctx context.Context) error {
+	failing := false
 	for {
 		if !pause(ctx, k.o.Beat) {
 			k.release(ctx)
 			return context.Cause(ctx)
 		}
-		began := time.Now()
+		k.mu.Lock()
 		err := k.renew(ctx)
+		k.mu.Unlock()
 		switch {
-		case err == nil:
-			k.renewed = began
 		case errors.Is(err, ErrInUse):
 			return fmt.Errorf("%w: %w", ErrLeaseLost, err)
-		case ctx.Err() == nil:
-			k.o.Logger.Warn("lease is not renewed", "error", err)
-			if time.Since(k.renewed) >= k.o.Watch-k.o.Beat {
-				return fmt.Errorf("%w: it was not renewed for %s: %w", ErrLeaseLost, time.Since(k.renewed).Round(time.Second), err)
-			}
+		case err != nil && ctx.Err() == nil && !failing:
+			k.o.Logger.Warn("lease of the vault is not renewed", "error", err)
+		case err == nil && failing:
+			k.o.Logger.Info("lease of the vault is renewed again")
 		}
+		failing = err != nil
 	}
 }
 
+// renew raises the counter. mu is held.
 func (k *leaseKeeper) renew(ctx context.Context) error {
 	// A store that hangs must not keep the lease alive in our eyes.
 	ctx, cancel := context.WithTimeout(ctx, k.o.Watch-k.o.Beat)
 	defer cancel()
+	began := time.Now()
 	rec := k.rec
 	rec.Counter++
 	etag, err := k.v.putLease(ctx, rec, k.etag)
 	if err == nil {
-		k.rec, k.etag = rec, etag
+		k.rec, k.etag, k.renewed = rec, etag, began
 		return nil
 	}
 	if errors.Is(err, ErrInUse) {
 		// Perhaps by ourselves, by a write whose answer was lost.
 		cur, now, gerr := k.v.lease(ctx)
 		if gerr == nil && cur.Session == rec.Session {
-			k.rec, k.etag = cur, now
+			k.rec, k.etag, k.renewed = cur, now, began
 			return nil
 		}
 		if gerr != nil && !isDamage(gerr) {
@@ -228,6 +250,8 @@ func (k *leaseKeeper) renew(ctx context.Context) error {
 func (k *leaseKeeper) release(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.o.Beat)
 	defer cancel()
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	rec := k.rec
 	rec.Counter++
 	rec.Released = true

@@ -177,9 +177,37 @@ func TestLeaseLostAnswer(t *testing.T) {
 	})
 }
 
-// TestLeaseGivenUp takes the store away from the holder, and not from another
-// server: the holder must give up before the other can have the lease.
-func TestLeaseGivenUp(t *testing.T) {
+// TestLeaseInDoubt takes the store away from the holder for long: it keeps the
+// lease if nobody wanted it, but must not act meanwhile.
+func TestLeaseInDoubt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newLeaseWorld(t)
+		ctx, lease := acquire(t, w.a, "a")
+		defer lease.Release()
+		time.Sleep(time.Minute)
+		w.faults.SetHook(func(vfs.Op) error { return syscall.EROFS })
+		if err := lease.Confirm(ctx); err != nil {
+			t.Errorf("just after a renewal: %v", err)
+		}
+		time.Sleep(time.Hour)
+		if err := lease.Confirm(ctx); !errors.Is(err, syscall.EROFS) {
+			t.Errorf("after an hour without the store: %v, want EROFS", err)
+		}
+		w.faults.Clear()
+		if err := lease.Confirm(ctx); err != nil {
+			t.Errorf("with the store back: %v", err)
+		}
+		if ctx.Err() != nil {
+			t.Errorf("the context has ended: %v", context.Cause(ctx))
+		}
+	})
+}
+
+// TestLeaseTakenInDoubt takes the store away from the holder, and not from another
+// server, which takes over: the holder must not act before it knows, and end
+// when it does.
+func TestLeaseTakenInDoubt(t *testing.T) {
 	t.Parallel()
 	for _, offset := range []time.Duration{0, time.Millisecond, time.Second, 2999 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
@@ -189,9 +217,14 @@ func TestLeaseGivenUp(t *testing.T) {
 			time.Sleep(time.Minute + offset)
 			w.faults.SetHook(func(vfs.Op) error { return syscall.EIO })
 			_, other := acquire(t, w.b, "b")
-			if ctx.Err() == nil {
-				t.Error("another has the lease, and the holder's context has not ended")
+			if err := lease.Confirm(ctx); err == nil {
+				t.Error("another has the lease, and the holder confirms its own")
 			}
+			w.faults.Clear()
+			if err := lease.Confirm(ctx); !errors.Is(err, vault.ErrLeaseLost) {
+				t.Errorf("with the store back: %v, want ErrLeaseLost", err)
+			}
+			<-ctx.Done()
 			if err := context.Cause(ctx); !errors.Is(err, vault.ErrLeaseLost) {
 				t.Errorf("the context ended with %v, want ErrLeaseLost", err)
 			}

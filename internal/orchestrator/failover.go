@@ -158,6 +158,9 @@ func (c *Orchestrator) failoverCheck(ctx context.Context, r *failoverRun) error 
 	if _, err := holdfast.ResolvePoint(r.in.Request, h); err != nil {
 		return err
 	}
+	if err := c.checkDamage(ctx, r, h); err != nil {
+		return err
+	}
 	return c.withSite(ctx, r.item.TargetSite(), func(rec holdfast.Site, s *provider.Site) error {
 		if s.Target == nil {
 			return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "check recovery site", Thing: rec.Name,
@@ -175,6 +178,29 @@ func (c *Orchestrator) failoverCheck(ctx context.Context, r *failoverRun) error 
 		}
 		return err
 	})
+}
+
+// checkDamage refuses "the newest" where damage hides what is newer: how much
+// that loses is for people to decide.
+func (c *Orchestrator) checkDamage(ctx context.Context, r *failoverRun, h holdfast.History) error {
+	switch r.in.Request.Option {
+	case holdfast.PointChosen, holdfast.PointTime:
+		return nil
+	}
+	s, err := c.stream(ctx, r.item.Stream)
+	if err != nil {
+		return vaultError("open stream", r.item.Name, err)
+	}
+	damage := s.Damaged()
+	if damage == nil {
+		return nil
+	}
+	e := &holdfast.Error{Kind: holdfast.KindCorrupt, Op: "choose recovery point of", Thing: r.item.Name, Err: damage,
+		Cause: "damage in the vault hides the newest of its history", Hint: "Run holdfast vault verify, and restore what it names from a copy of the vault"}
+	if newest, ok := h.Newest(); ok {
+		e.Hint = "To go back to the last moment before the damage, fail over with --time " + newest.Time.UTC().Format(time.RFC3339Nano)
+	}
+	return e
 }
 
 func (c *Orchestrator) nameTaken(r *failoverRun, site holdfast.Site, err error) error {
@@ -226,7 +252,7 @@ func (c *Orchestrator) failoverFence(ctx context.Context, r *failoverRun) error 
 	if err != nil {
 		return vaultError("open stream", r.item.Name, err)
 	}
-	if err := s.Refresh(ctx); err != nil {
+	if err := s.Refresh(ctx); err != nil && !errors.Is(err, vault.ErrCorrupt) {
 		return vaultError("read stream", r.item.Name, err)
 	}
 	if r.st.Generation == 0 {

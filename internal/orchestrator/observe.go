@@ -78,7 +78,9 @@ func (c *Orchestrator) observe(ctx context.Context, it holdfast.Item) observatio
 	wg.Wait()
 	ob.at = c.now()
 	ob.history, ob.asOf, ob.stored = fromVault.history, fromVault.asOf, fromVault.stored
-	seen.VaultUnreachable = vaultSeen.VaultUnreachable
+	if vaultSeen.VaultUnreachable != "" {
+		seen.VaultUnreachable = vaultSeen.VaultUnreachable
+	}
 	seen.VaultDamaged = vaultSeen.VaultDamaged
 	c.judge(ctx, it, &ob, seen)
 	c.mu.Lock()

@@ -73,7 +73,11 @@ func (c *Orchestrator) findMachine(ctx context.Context, site holdfast.Site, idOr
 			return &holdfast.Error{Kind: holdfast.KindNotFound, Op: "find machine", Thing: idOrName, Err: err,
 				Cause: "site " + site.Name + " has no such machine", Hint: "See holdfast machine list --site " + site.Name}
 		}
-		return err
+		if err != nil {
+			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "look at machine", Thing: idOrName, Err: err,
+				Hint: "Mend what site " + site.Name + " says of it, then ask again"}
+		}
+		return nil
 	})
 	return m, err
 }

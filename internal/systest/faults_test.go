@@ -78,7 +78,7 @@ func (w *world) drained() api.Item {
 // stream opens the item's stream without the server's help.
 func (w *world) stream(it api.Item) *vault.Stream {
 	w.t.Helper()
-	s, err := lab.OpenStream(w.t.Context(), w.Vault, filepath.Join(w.State, "vault.key"), it.Stream.ID)
+	s, err := lab.OpenStream(w.t.Context(), w.vaultDir, filepath.Join(w.State, "vault.key"), it.Stream.ID)
 	w.must(err)
 	return s
 }

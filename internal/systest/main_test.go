@@ -45,10 +45,11 @@ const machine = "shop"
 // world is a lab with one protected or protectable guest.
 type world struct {
 	*lab.Lab
-	t      *testing.T
-	disk   string
-	format string
-	extra  string // a monitor socket of the test's own
+	t        *testing.T
+	disk     string
+	format   string
+	extra    string // a monitor socket of the test's own
+	vaultDir string // the vault, as the test sees it
 }
 
 // worldOptions say what a test needs.
@@ -58,6 +59,7 @@ type worldOptions struct {
 	sparseGB    int    // grow the disk to so much, unused
 	serverFlags []string
 	second      int64  // bytes of a second, raw disk
+	vaultSize   string // the vault is a file system of so much, which only the server and its gateway see; needs root
 	cmdline     string // of the guest's kernel
 }
 
@@ -81,7 +83,12 @@ func newWorld(t *testing.T, o worldOptions) *world {
 		t.Fatal(err)
 	}
 	var log bytes.Buffer
-	l, err := lab.New(lab.Options{Dir: dir, Binary: binary, Log: &syncWriter{w: &log}, ServerFlags: o.serverFlags})
+	lo := lab.Options{Dir: dir, Binary: binary, Log: &syncWriter{w: &log}, ServerFlags: o.serverFlags}
+	if o.vaultSize != "" {
+		lo.ServerPrefix = []string{"unshare", "--mount", "sh", "-ec",
+			"mount -t tmpfs -o size=" + o.vaultSize + " tmpfs " + filepath.Join(dir, "vault") + "; exec \"$@\"", "sh"}
+	}
+	l, err := lab.New(lo)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,6 +113,9 @@ func newWorld(t *testing.T, o worldOptions) *world {
 	w.must(l.StartServer(ctx))
 	w.must(l.AddSites(ctx))
 	w.waitSerial(l.SerialPath(l.Primary, machine), `GUEST-READY`)
+	if w.vaultDir = l.Vault; o.vaultSize != "" {
+		w.vaultDir = fmt.Sprintf("/proc/%d/root%s", l.ServerPID(), l.Vault)
+	}
 	return w
 }
 

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,6 +33,8 @@ type Options struct {
 	Log    io.Writer
 	// ServerFlags are added to `holdfast server`.
 	ServerFlags []string
+	// ServerPrefix is a command that runs the server, by exec, if not empty.
+	ServerPrefix []string
 }
 
 // Lab is two sites and a server. It is not safe for concurrent use, but for
@@ -81,7 +84,8 @@ var tokenLine = regexp.MustCompile(`hf_[A-Za-z0-9]+`)
 // StartServer starts `holdfast server` and returns when it serves.
 func (l *Lab) StartServer(ctx context.Context) error {
 	args := append([]string{"server", "--state", l.State, "--vault", l.Vault, "--listen", l.addr}, l.ServerFlags...)
-	cmd := exec.Command(l.Binary, args...)
+	command := append(append(slices.Clone(l.ServerPrefix), l.Binary), args...)
+	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stderr = l.Log
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -130,6 +134,9 @@ func (l *Lab) waitServer(ctx context.Context, tokens <-chan string) error {
 		}
 	}
 }
+
+// ServerPID returns the process of the server that was started last.
+func (l *Lab) ServerPID() int { return l.server.Process.Pid }
 
 // KillServer kills the server with SIGKILL and waits until it is gone.
 func (l *Lab) KillServer() error { return l.signalServer(syscall.SIGKILL) }

@@ -252,7 +252,7 @@ func (c *Orchestrator) failoverFence(ctx context.Context, r *failoverRun) error 
 	if err != nil {
 		return vaultError("open stream", r.item.Name, err)
 	}
-	if err := s.Refresh(ctx); err != nil && !errors.Is(err, vault.ErrCorrupt) {
+	if err := refresh(ctx, s); err != nil {
 		return vaultError("read stream", r.item.Name, err)
 	}
 	if r.st.Generation == 0 {
@@ -300,7 +300,7 @@ func (c *Orchestrator) failoverResolve(ctx context.Context, r *failoverRun) erro
 			return err
 		}
 	}
-	if err := s.Refresh(ctx); err != nil {
+	if err := refresh(ctx, s); err != nil {
 		return vaultError("read stream", r.item.Name, err)
 	}
 	for _, tl := range s.Timelines() {
@@ -431,11 +431,19 @@ func (c *Orchestrator) history(ctx context.Context, it holdfast.Item) (holdfast.
 	if err != nil {
 		return holdfast.History{}, vaultError("open stream", it.Name, err)
 	}
-	// What lies before damage stays usable.
-	if err := s.Refresh(ctx); err != nil && !errors.Is(err, vault.ErrCorrupt) {
+	if err := refresh(ctx, s); err != nil {
 		return holdfast.History{}, vaultError("read stream", it.Name, err)
 	}
 	return historyOf(s, it.Timeline), nil
+}
+
+// refresh looks for what is new in a stream. Damage is no failure: what lies
+// before it stays usable.
+func refresh(ctx context.Context, s *vault.Stream) error {
+	if err := s.Refresh(ctx); err != nil && !errors.Is(err, vault.ErrCorrupt) {
+		return err
+	}
+	return nil
 }
 
 // historyOf translates what the vault knows into the domain's words.
@@ -465,7 +473,7 @@ func (c *Orchestrator) serveView(ctx context.Context, it holdfast.Item, handle s
 	if err != nil {
 		return vaultError("open stream", it.Name, err)
 	}
-	if err := s.Refresh(ctx); err != nil && !errors.Is(err, vault.ErrCorrupt) {
+	if err := refresh(ctx, s); err != nil {
 		return vaultError("read stream", it.Name, err)
 	}
 	view, err := s.View(ctx, p.Timeline, p.Position)

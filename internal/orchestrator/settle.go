@@ -58,7 +58,7 @@ func (c *Orchestrator) giveUpFailover(ctx context.Context, it holdfast.Item) err
 	if err != nil {
 		return err
 	}
-	if err := s.Refresh(ctx); err != nil {
+	if err := refresh(ctx, s); err != nil {
 		return err
 	}
 	outcome := holdfast.OutcomeCancelled

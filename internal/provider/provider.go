@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"errors"
 	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/block"
 )
 
 var (
@@ -18,13 +20,24 @@ var (
 	ErrNameTaken = errors.New("machine name is taken")
 	// ErrNotRunning says that an operation needs the machine to run.
 	ErrNotRunning = errors.New("machine is not running")
+	// ErrRunning says that an operation needs the machine to be off.
+	ErrRunning = errors.New("machine is running")
+	// ErrGuarded says that a machine must not be started: the one that counts is
+	// elsewhere.
+	ErrGuarded = errors.New("machine is guarded against being started")
+	// ErrNoAgent says that no guest agent answers in a machine.
+	ErrNoAgent = errors.New("no guest agent answers")
 )
 
 // Site is a place with machines, as its provider presents it.
 type Site struct {
 	Inventory Inventory
-	Source    Source // nil: nothing can be protected here
-	Target    Target // nil: nothing can be recovered here
+	Source    Source  // nil: nothing can be protected here
+	Target    Target  // nil: nothing can be recovered here
+	Power     Power   // nil: nothing is failed back to where it was
+	Replica   Replica // nil: as Power
+	Agent     Agent   // nil: recovery points are crash-consistent only
+	Console   Console // nil: no pictures of consoles
 	Close     func() error
 }
 
@@ -175,4 +188,57 @@ type Target interface {
 	Hydrate(ctx context.Context, handle string, progress func(done, total int64)) error
 	// Remove stops the machine and removes every trace of it.
 	Remove(ctx context.Context, handle string) error
+}
+
+// Power switches machines on, those that the site had of its own and recovered
+// ones alike, and keeps a machine from being started while another copy of it is
+// the one that counts. Every method is safe to repeat and to call concurrently.
+type Power interface {
+	// Start powers a machine on; it is no error if it runs. It fails with
+	// ErrGuarded if the machine is guarded, and with ErrNotFound.
+	Start(ctx context.Context, machineID string) error
+	// Guard keeps a machine from being started, by Start and by the site's own
+	// tools as far as the site has a way to refuse, until Unguard. It is recorded
+	// durably with the reason, one line for whoever tries. A machine that runs
+	// goes on: the caller switches it off.
+	Guard(ctx context.Context, machineID, reason string) error
+	// Unguard ends that; it is no error if the machine is not guarded.
+	Unguard(ctx context.Context, machineID string) error
+	// Guarded returns the reason, "" if the machine is not guarded.
+	Guarded(ctx context.Context, machineID string) (reason string, err error)
+}
+
+// Replica opens disks of machines that are off, so that only what differs has to
+// be brought to them.
+type Replica interface {
+	// OpenDisk opens one disk of a machine for reading and writing. It fails with
+	// ErrRunning if the machine runs, and with ErrNotFound if there is no such
+	// machine or disk. While it is open the machine cannot be started. What was
+	// written is durable after Flush. The caller closes it.
+	OpenDisk(ctx context.Context, machineID, diskID string) (ReplicaDisk, error)
+}
+
+// ReplicaDisk is an open disk of a machine that is off.
+type ReplicaDisk interface {
+	block.Image
+	block.Sink
+	Close() error
+}
+
+// Agent speaks with the guest agent inside a running machine. No call waits
+// longer than its context; a machine without an agent is ErrNoAgent.
+type Agent interface {
+	// Ping returns nil if the agent answers.
+	Ping(ctx context.Context, machineID string) error
+	// Freeze has the guest run its freeze hooks and freeze its file systems, and
+	// returns how many. If it fails, or ctx ends, it has tried to thaw again.
+	Freeze(ctx context.Context, machineID string) (fileSystems int, err error)
+	// Thaw thaws them and runs the hooks again; it is no error if none is frozen.
+	Thaw(ctx context.Context, machineID string) error
+}
+
+// Console shows what a person in front of the machine would see.
+type Console interface {
+	// Screenshot returns the picture as PNG. It fails with ErrNotRunning.
+	Screenshot(ctx context.Context, machineID string) ([]byte, error)
 }

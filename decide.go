@@ -32,12 +32,14 @@ func (it Item) Decide(op Operation) AllowedOperation {
 	if r.state == "" {
 		return refuse("the item's state, "+string(it.State)+", is not known to this version", "Use the version of Holdfast that wrote it, or a newer one")
 	}
-	// These two come before the table, because they are what somebody looking
-	// at the item has to do next, whatever else stands in the way.
-	if reason, advice := it.testInTheWay(op); reason != "" {
-		return refuse(reason, advice)
+	if reason, advice, done := it.ofTests(op); done {
+		d.Allowed, d.Next, d.Reason, d.Advice = reason == "", it.State, reason, advice
+		if reason != "" {
+			d.Next = ""
+		}
+		return d
 	}
-	if it.CurrentJob != "" && op != OpCancel {
+	if it.CurrentJob != "" && op != OpCancel && op != OpTestFailover {
 		return refuse("a job is working on the item", "Wait for job "+it.CurrentJob+" to end, or cancel it")
 	}
 	for _, m := range r.moves {
@@ -62,26 +64,22 @@ func (it Item) dir() Direction {
 	return it.Direction
 }
 
-// testInTheWay refuses everything but the clean-up while there is a test
-// failover: the test machine holds names and addresses.
-func (it Item) testInTheWay(op Operation) (reason, advice string) {
-	switch it.Test.State {
-	case TestNone:
-		if op == OpCleanUp && it.State == StateProtected {
-			return "there is no test failover", "Nothing is to be done"
-		}
-		return "", ""
-	case TestRunning, TestFailed:
-		if op == OpCleanUp || op == OpCancel && it.CurrentJob != "" {
-			return "", ""
-		}
-		return "a test failover waits for clean-up", "Clean the test failover up first"
-	default:
-		if op == OpCancel && it.Test.State == TestStarting {
-			return "", ""
-		}
-		return "a test failover is being started or cleaned up", "Wait until its job has ended, then clean the test failover up"
+// ofTests answers what depends on the item's test failovers, which nothing else
+// does: done says whether it did.
+func (it Item) ofTests(op Operation) (reason, advice string, done bool) {
+	switch {
+	case op == OpCleanUp && len(it.Tests) == 0:
+		return "there is no test failover", "Nothing is to be done", true
+	case op == OpCleanUp && it.TestState() == TestStarting:
+		return "a test failover is being started", "Wait until its job has ended, or cancel it", true
+	case op == OpCleanUp && it.TestState() == TestCleaningUp:
+		return "the test failover is being cleaned up already", "Nothing is to be done", true
+	case op == OpCleanUp:
+		return "", "", true
+	case op == OpDisable && len(it.Tests) > 0:
+		return "a test failover waits for clean-up", "Clean the test failover up first", true
 	}
+	return "", "", false
 }
 
 // guard looks at what the table does not know.

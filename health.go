@@ -39,6 +39,7 @@ const (
 	CodeResyncRunning      Code = "HF1003"
 	CodeNeverTested        Code = "HF1004"
 	CodeTestOverdue        Code = "HF1005"
+	CodeTestLeftOpen       Code = "HF1006"
 	CodeGatewayUnreachable Code = "HF1101"
 	CodeGatewayCutOff      Code = "HF1102"
 	CodeVaultFull          Code = "HF1201"
@@ -49,6 +50,9 @@ const (
 	CodeDiskResized        Code = "HF1303"
 	CodeClockSetBack       Code = "HF1401"
 	CodeViewNeeded         Code = "HF1501"
+	CodeTwoLiveCopies      Code = "HF1502"
+	CodeNotGuarded         Code = "HF1503"
+	CodeAppPointFailed     Code = "HF1601"
 )
 
 // Finding is one thing about an item that is not as it should be, with its
@@ -86,6 +90,9 @@ func Findings() []Finding {
 		f(CodeTestOverdue, "test_overdue", SeverityInfo, "The last test failover is long ago",
 			"The policy wants one more often",
 			"Run a test failover and clean it up"),
+		f(CodeTestLeftOpen, "test_left_open", SeverityWarning, "A test failover was left open",
+			"Nobody has cleaned it up; the test machine uses resources of the recovery site",
+			"Clean the test failover up; it does not stand in the way of anything else"),
 		f(CodeGatewayUnreachable, "gateway_unreachable", SeverityCritical, "The gateway does not answer",
 			"It does not run, or the network between it and the server does not carry",
 			"Start the gateway and check the network; replication goes on by itself, and only what changed is sent again"),
@@ -116,6 +123,15 @@ func Findings() []Finding {
 		f(CodeViewNeeded, "view_needed", SeverityWarning, "The recovered machine still reads from the vault",
 			"Not all of its disks is local yet",
 			"Keep vault and server running until hydration has finished; holdfast item show tells how far it is"),
+		f(CodeTwoLiveCopies, "two_live_copies", SeverityCritical, "The machine runs at both sites",
+			"Somebody or something started the copy that was left behind by a failover; what it writes is not replicated",
+			"Switch the copy off that does not count: the one at the site that holdfast item show does not name as active"),
+		f(CodeNotGuarded, "not_guarded", SeverityWarning, "The copy that was left behind could not be guarded against being started",
+			"Its site could not be reached when the machine was failed over, or its provider cannot guard machines",
+			"Make sure that nobody starts it there; it is guarded by itself as soon as its site can be reached"),
+		f(CodeAppPointFailed, "app_point_failed", SeverityWarning, "The last application-consistent recovery point could not be made",
+			"The guest agent does not answer, or did not freeze the file systems in time; a crash-consistent point was made in its place",
+			"Look whether the guest agent runs in the machine, and at its freeze hooks"),
 	}
 }
 
@@ -151,6 +167,9 @@ func (it Item) Health() Health {
 	return level
 }
 
+// testOpenFor is how long a test failover may stay open before that is a finding.
+const testOpenFor = 24 * time.Hour
+
 // Observation is what was seen of an item, from which Assess derives findings.
 // Each string is the detail of the trouble it is named for; empty if there is
 // none of that kind.
@@ -165,6 +184,9 @@ type Observation struct {
 	DiskResized        string
 	ClockSetBack       time.Duration // by how much; 0: not
 	NeedsView          bool
+	TwoLiveCopies      string
+	NotGuarded         string
+	AppPointFailed     string
 }
 
 // Assess returns the findings of an item, worst first, from what was observed,
@@ -194,8 +216,14 @@ func (it Item) Assess(o Observation, now time.Time) []Finding {
 	add(replicates && !none && !o.SourceOff && rpo > policy.RPOThreshold, CodeRPOExceeded,
 		"the RPO is %s, the threshold %s", rpo.Round(time.Second), policy.RPOThreshold)
 	add(it.Status.Mode == ModeRescan, CodeResyncRunning, "")
-	tested := it.Test.LastSuccess
-	quiet := it.State == StateProtected && it.dir() == Forward && it.Test.State == TestNone
+	var tested time.Time
+	if it.LastTest != nil {
+		tested = it.LastTest.Success
+	}
+	quiet := it.State == StateProtected && it.dir() == Forward && len(it.Tests) == 0
+	for _, t := range it.Tests {
+		add(now.Sub(t.StartedAt) > testOpenFor, CodeTestLeftOpen, "%s, since %s", t.Name, t.StartedAt.UTC().Format(time.DateTime))
+	}
 	add(quiet && tested.IsZero(), CodeNeverTested, "")
 	add(quiet && !tested.IsZero() && policy.TestEvery != Never && now.Sub(tested) > policy.TestEvery, CodeTestOverdue,
 		"the last one was on %s", tested.UTC().Format(time.DateOnly))
@@ -209,6 +237,9 @@ func (it Item) Assess(o Observation, now time.Time) []Finding {
 	add(o.DiskResized != "", CodeDiskResized, "%s", o.DiskResized)
 	add(o.ClockSetBack > 0, CodeClockSetBack, "by %s", o.ClockSetBack.Round(time.Millisecond))
 	add(o.NeedsView, CodeViewNeeded, "")
+	add(o.TwoLiveCopies != "", CodeTwoLiveCopies, "%s", o.TwoLiveCopies)
+	add(o.NotGuarded != "", CodeNotGuarded, "%s", o.NotGuarded)
+	add(o.AppPointFailed != "", CodeAppPointFailed, "%s", o.AppPointFailed)
 	rank := map[Severity]int{SeverityCritical: 0, SeverityWarning: 1, SeverityInfo: 2}
 	slices.SortStableFunc(found, func(a, b Finding) int {
 		if rank[a.Severity] != rank[b.Severity] {

@@ -42,7 +42,7 @@ func TestAssess(t *testing.T) {
 	old := holdfast.RecoveryPoint{ID: "p", Timeline: 1, Position: 1, Time: t0}
 	healthy := func() holdfast.Item {
 		it := itemIn(holdfast.StateProtected, holdfast.Forward)
-		it.Test.LastSuccess = t0.Add(-day)
+		it.LastTest = &holdfast.TestRecord{Success: t0.Add(-day)}
 		it.Status.RPO = time.Second
 		return it
 	}
@@ -59,12 +59,12 @@ func TestAssess(t *testing.T) {
 		{"rpo of a machine that is off", func(it *holdfast.Item) { it.Status.RPO = time.Hour }, holdfast.Observation{SourceOff: true}, "source_off", holdfast.HealthHealthy},
 		{"no point", func(it *holdfast.Item) { it.Status.Newest = nil }, holdfast.Observation{}, "no_recovery_point", holdfast.HealthCritical},
 		{"no point yet is no finding", func(it *holdfast.Item) { it.State = holdfast.StateInitialReplication; it.Status.Newest = nil }, holdfast.Observation{}, "", holdfast.HealthHealthy},
-		{"never tested", func(it *holdfast.Item) { it.Test.LastSuccess = time.Time{} }, holdfast.Observation{}, "never_tested", holdfast.HealthHealthy},
-		{"tested long ago", func(it *holdfast.Item) { it.Test.LastSuccess = t0.Add(-91 * day) }, holdfast.Observation{}, "test_overdue", holdfast.HealthHealthy},
+		{"never tested", func(it *holdfast.Item) { it.LastTest = nil }, holdfast.Observation{}, "never_tested", holdfast.HealthHealthy},
+		{"tested long ago", func(it *holdfast.Item) { it.LastTest = &holdfast.TestRecord{Success: t0.Add(-91 * day)} }, holdfast.Observation{}, "test_overdue", holdfast.HealthHealthy},
 		{"tested long ago, and that is fine", func(it *holdfast.Item) {
-			it.Test.LastSuccess, it.Policy.TestEvery = t0.Add(-91*day), holdfast.Never
+			it.LastTest, it.Policy.TestEvery = &holdfast.TestRecord{Success: t0.Add(-91 * day)}, holdfast.Never
 		}, holdfast.Observation{}, "", holdfast.HealthHealthy},
-		{"never tested matters only where one can", func(it *holdfast.Item) { it.Test.LastSuccess, it.Direction = time.Time{}, holdfast.Reverse }, holdfast.Observation{}, "", holdfast.HealthHealthy},
+		{"never tested matters only where one can", func(it *holdfast.Item) { it.LastTest, it.Direction = nil, holdfast.Reverse }, holdfast.Observation{}, "", holdfast.HealthHealthy},
 		{"resync", func(it *holdfast.Item) { it.Status.Mode = holdfast.ModeRescan }, holdfast.Observation{}, "resync_running", holdfast.HealthHealthy},
 		{"worst first", func(it *holdfast.Item) { it.Status.RPO = time.Hour; it.Status.Mode = holdfast.ModeRescan },
 			holdfast.Observation{VaultFull: "0 bytes free", DiskResized: "disk vda", SourceUnreachable: "no route", ClockSetBack: time.Second},

@@ -91,12 +91,53 @@ const (
 	TestCleaningUp TestState = "cleaning_up"
 )
 
-// TestRun is the test failover of an item, and when one last succeeded.
-type TestRun struct {
-	State       TestState      `json:"state,omitempty"`
-	Handle      string         `json:"handle,omitempty"` // of the test machine
-	Point       *RecoveryPoint `json:"point,omitempty"`
-	LastSuccess time.Time      `json:"last_success,omitzero"` // test and clean-up both succeeded
+// Test is one test failover: a copy of the machine, apart from the world. An
+// item may have several at a time; none stands in the way of anything but the
+// end of protection.
+type Test struct {
+	Handle    string        `json:"handle"`
+	Name      string        `json:"name"` // of the test machine
+	State     TestState     `json:"state"`
+	Site      string        `json:"site"`              // site id
+	Network   string        `json:"network,omitempty"` // empty: isolated
+	Point     RecoveryPoint `json:"point"`
+	Job       string        `json:"job"` // that started it
+	MachineID string        `json:"machine_id,omitempty"`
+	StartedAt time.Time     `json:"started_at"`
+	// Ready is how long it took from the request until the machine ran, and was
+	// verified if that was asked for; 0: it does not yet.
+	Ready time.Duration `json:"ready,omitempty"`
+	// Verified says how the boot verification ended; empty: none was asked for.
+	Verified string `json:"verified,omitempty"`
+}
+
+// TestRecord is what is kept of the last test failover that was cleaned up.
+type TestRecord struct {
+	At      time.Time     `json:"at"` // when it was cleaned up
+	Passed  bool          `json:"passed"`
+	Ready   time.Duration `json:"ready"`
+	Point   RecoveryPoint `json:"point"`
+	Note    string        `json:"note,omitempty"` // the tester's
+	Job     string        `json:"job"`            // that started it
+	Success time.Time     `json:"success"`        // when one last passed, this one or one before it
+}
+
+// Copy is the machine of an item at one of its two sites.
+type Copy struct {
+	MachineID string `json:"machine_id,omitempty"` // at the site
+	Name      string `json:"name,omitempty"`       // at the site
+	// Handle is that of the recovery that made the machine; empty: it was there
+	// before, and is nobody's to remove.
+	Handle string `json:"handle,omitempty"`
+	// Equal is the position of the stream that its disks are equal to, known only
+	// while it is off and guarded.
+	Equal *StreamPosition `json:"equal,omitempty"`
+}
+
+// StreamPosition is a position on a timeline.
+type StreamPosition struct {
+	Timeline TimelineID `json:"timeline"`
+	Position Position   `json:"position"`
 }
 
 // Status is what is known of an item's replication just now. It is observed,
@@ -127,15 +168,27 @@ type Item struct {
 
 	State      State     `json:"state"`
 	Direction  Direction `json:"direction"`
-	Test       TestRun   `json:"test"`
 	CurrentJob string    `json:"current_job,omitempty"` // id of the job that works on it
+
+	Tests    []Test      `json:"tests,omitempty"` // those that are open
+	LastTest *TestRecord `json:"last_test,omitempty"`
 
 	Stream     StreamID   `json:"stream"`
 	Timeline   TimelineID `json:"timeline"`
 	Generation Generation `json:"generation"`
 
 	RecoveryPoint *RecoveryPoint `json:"recovery_point,omitempty"` // what it was failed over to
-	Handle        string         `json:"handle,omitempty"`         // of the recovered machine
+	Handle        string         `json:"handle,omitempty"`         // of the machine at the recovery site; empty: there is none
+
+	// RecoveryMachine and RecoveryName are the machine at the recovery site.
+	RecoveryMachine string `json:"recovery_machine,omitempty"`
+	RecoveryName    string `json:"recovery_name,omitempty"`
+	// PrimaryHandle is the handle of the machine at the primary site if a failback
+	// has made it anew there.
+	PrimaryHandle string `json:"primary_handle,omitempty"`
+	// PrimaryEqual is what the disks of the machine at the primary site are equal
+	// to; nil: not known, or it works.
+	PrimaryEqual *StreamPosition `json:"primary_equal,omitempty"`
 
 	Status Status `json:"-"`
 	Record
@@ -157,6 +210,37 @@ func (it Item) TargetSite() string {
 		return it.RecoverySite
 	}
 	return it.PrimarySite
+}
+
+// CopyAt returns the machine of the item at one of its sites.
+func (it Item) CopyAt(site string) Copy {
+	if site == it.PrimarySite {
+		return Copy{MachineID: it.MachineID, Name: it.MachineName, Handle: it.PrimaryHandle, Equal: it.PrimaryEqual}
+	}
+	return Copy{MachineID: it.RecoveryMachine, Name: it.RecoveryName, Handle: it.Handle}
+}
+
+// WithCopy returns the item with another machine at one of its sites.
+func (it Item) WithCopy(site string, c Copy) Item {
+	if site == it.PrimarySite {
+		it.MachineID, it.MachineName, it.PrimaryHandle, it.PrimaryEqual = c.MachineID, c.Name, c.Handle, c.Equal
+		return it
+	}
+	it.RecoveryMachine, it.RecoveryName, it.Handle = c.MachineID, c.Name, c.Handle
+	return it
+}
+
+// TestState returns the state of the item's test failovers: of several, the one
+// that most wants somebody's attention.
+func (it Item) TestState() TestState {
+	for _, want := range []TestState{TestFailed, TestRunning, TestStarting, TestCleaningUp} {
+		for _, t := range it.Tests {
+			if t.State == want {
+				return want
+			}
+		}
+	}
+	return TestNone
 }
 
 // activeIsSource says whether the side that the direction leads away from is

@@ -41,33 +41,28 @@ func replicationRows() []row {
 				after(OutcomeReady, StateProtected), after(OutcomeBroken, StateReplicationBroken)},
 			[]refusal{
 				no(OpEnable, "the machine is protected already", "Disable its protection first if it shall begin anew"),
-				no(OpCleanUp, "there is no test failover", "Nothing is to be done"),
 				no(OpCommit, "there was no failover that could be committed", waitProtected),
 				no(OpReprotect, "the item replicates already", waitProtected),
 				no("", "the initial replication has not finished", waitProtected)}},
 
 		{StateProtected, "Source and vault agree but for what is on its way; the item can be recovered.",
 			[]move{
-				on(OpTestFailover, StateProtected).forward(), on(OpCleanUp, StateProtected).forward(),
+				on(OpTestFailover, StateProtected),
 				on(OpFailover, StateFailingOver), on(OpPlannedFailover, StateFailingOver), on(OpFailback, StateFailingOver).reverse(),
 				on(OpResync, StateProtected), on(OpChangePolicy, StateProtected), on(OpSwitchGateway, StateProtected),
 				on(OpCancel, StateProtected), on(OpDisable, StateDisabling),
 				after(OutcomeBroken, StateReplicationBroken)},
 			append(notFailedOver(),
-				no(OpFailback, "the machine works at its primary site already", "Use failover or planned failover to bring it to the recovery site").forward(),
-				no(OpTestFailover, "test failover works in the forward direction only, and the item replicates back to its primary site", "Fail back, commit and reprotect, then test").reverse(),
-				no(OpCleanUp, "there is no test failover in the reverse direction", "Nothing is to be done").reverse())},
+				no(OpFailback, "the machine works at its primary site already", "Use failover or planned failover to bring it to the recovery site").forward())},
 
 		{StateReplicationBroken, "Replication cannot go on by itself. What the vault has can still be recovered.",
 			[]move{
-				on(OpResync, StateReplicationBroken), on(OpFailover, StateFailingOver), on(OpChangePolicy, StateReplicationBroken),
+				on(OpResync, StateReplicationBroken), on(OpTestFailover, StateReplicationBroken), on(OpFailover, StateFailingOver), on(OpChangePolicy, StateReplicationBroken),
 				on(OpSwitchGateway, StateReplicationBroken), on(OpCancel, StateReplicationBroken), on(OpDisable, StateDisabling),
 				after(OutcomeReady, StateProtected)},
 			append(notFailedOver(),
 				no(OpPlannedFailover, "replication is broken, so the last changes cannot be brought over", "Resynchronise first, or use failover with what the vault has"),
-				no(OpFailback, "replication is broken, so the last changes cannot be brought home", "Resynchronise first, or use failover with what the vault has"),
-				no(OpTestFailover, "replication is broken", "Resynchronise first"),
-				no(OpCleanUp, "there is no test failover", "Nothing is to be done"))},
+				no(OpFailback, "replication is broken, so the last changes cannot be brought home", "Resynchronise first, or use failover with what the vault has"))},
 
 		{StateDisabling, "Protection is being taken away.",
 			[]move{after(OutcomeSucceeded, StateUnprotected), after(OutcomeFailed, StateDisablingFailed)},
@@ -127,10 +122,9 @@ func failoverRows() []row {
 
 		{StateCommitPending, "The machine runs at the other side, and its recovery point can still be changed.",
 			[]move{
-				on(OpChangePoint, StateChangingPoint).forward(), on(OpCommit, StateCommitting), on(OpUndoFailover, StateUndoingFailover),
+				on(OpChangePoint, StateChangingPoint), on(OpCommit, StateCommitting), on(OpUndoFailover, StateUndoingFailover),
 				on(OpCompleteMigration, StateMigrating).forward(), on(OpDisable, StateDisabling)},
 			[]refusal{
-				no(OpChangePoint, "the recovery point of a failback cannot be changed", "Undo the failback and run it again with another recovery point").reverse(),
 				no(OpCompleteMigration, "the machine is back at its primary site", "Commit, then reprotect or disable protection").reverse(),
 				no(OpReprotect, "the failover is not committed", "Look whether the recovered machine is as you want it, commit the failover, then reprotect"),
 				no(OpFailback, "the failover is not committed", "Commit the failover, reprotect, and fail back when the item is protected; or undo the failover"),
@@ -148,7 +142,7 @@ func failoverRows() []row {
 				no("", "the recovery point is being changed", waitForJob)}},
 
 		{StateChangingPointFailed, "Rebuilding the recovered machine failed; it may not run.",
-			[]move{on(OpChangePoint, StateChangingPoint).forward(), on(OpUndoFailover, StateUndoingFailover), on(OpDisable, StateDisabling)},
+			[]move{on(OpChangePoint, StateChangingPoint), on(OpUndoFailover, StateUndoingFailover), on(OpDisable, StateDisabling)},
 			[]refusal{
 				no(OpCommit, "the recovered machine is not complete", again+"change the recovery point again, then commit"),
 				no(OpCancel, "no job is running", "Change the recovery point again"),
@@ -220,7 +214,6 @@ func committedRefusals() []refusal {
 		no(OpFailback, "the machine is back at its primary site", "Reprotect, so that the machine is protected again").reverse(),
 		no(OpCompleteMigration, "the machine is back at its primary site", "Disable protection if it is no longer wanted").reverse(),
 		no(OpCancel, "no job is running", "Nothing is to be done"),
-		no(OpCleanUp, "there is no test failover", "Nothing is to be done"),
 		no("", "the machine works at the other site and does not replicate", "Reprotect, and wait until the item is protected"),
 	}
 }

@@ -135,14 +135,14 @@ func TestAllowedByState(t *testing.T) {
 		{holdfast.StateEnablingFailed, fwd, "enable disable"},
 		{holdfast.StateInitialReplication, fwd, "resync change_policy switch_gateway disable"},
 		{holdfast.StateProtected, fwd, "test_failover failover planned_failover resync change_policy switch_gateway disable"},
-		{holdfast.StateProtected, rev, "failover planned_failover failback resync change_policy switch_gateway disable"},
-		{holdfast.StateReplicationBroken, fwd, "failover resync change_policy switch_gateway disable"},
+		{holdfast.StateProtected, rev, "test_failover failover planned_failover failback resync change_policy switch_gateway disable"},
+		{holdfast.StateReplicationBroken, fwd, "test_failover failover resync change_policy switch_gateway disable"},
 		{holdfast.StateFailingOver, fwd, ""},
 		{holdfast.StateFailoverFailed, fwd, "failover planned_failover undo_failover disable"},
 		{holdfast.StateFailoverFailed, rev, "failover planned_failover failback undo_failover disable"},
 		{holdfast.StateUndoingFailover, fwd, ""},
 		{holdfast.StateCommitPending, fwd, "change_point commit undo_failover complete_migration disable"},
-		{holdfast.StateCommitPending, rev, "commit undo_failover disable"},
+		{holdfast.StateCommitPending, rev, "change_point commit undo_failover disable"},
 		{holdfast.StateChangingPoint, fwd, ""},
 		{holdfast.StateChangingPointFailed, fwd, "change_point undo_failover disable"},
 		{holdfast.StateCommitting, fwd, ""},
@@ -171,12 +171,14 @@ func TestAllowedByState(t *testing.T) {
 			}
 		})
 	}
-	// With a job at work, cancelling it is all that there is, where that is safe.
+	// With a job at work, cancelling it is all that there is, where that is safe,
+	// and to test what the vault has.
 	cancellable := []holdfast.State{holdfast.StateEnabling, holdfast.StateInitialReplication, holdfast.StateProtected,
 		holdfast.StateReplicationBroken, holdfast.StateFailingOver, holdfast.StateReprotecting}
 	for _, s := range holdfast.States() {
 		for _, op := range holdfast.Operations() {
-			want := op == holdfast.OpCancel && slices.Contains(cancellable, s)
+			want := op == holdfast.OpCancel && slices.Contains(cancellable, s) ||
+				op == holdfast.OpTestFailover && (s == holdfast.StateProtected || s == holdfast.StateReplicationBroken)
 			if got := withJob(itemIn(s, fwd)).Decide(op).Allowed; got != want {
 				t.Errorf("%s with a job: %s allowed: got %v, want %v", s, op, got, want)
 			}
@@ -194,7 +196,7 @@ func TestGuards(t *testing.T) {
 	committed := itemIn(holdfast.StateCommitted, holdfast.Forward)
 	noPoint := func(it *holdfast.Item) { it.Status.Newest = nil }
 	testing_ := func(s holdfast.TestState) holdfast.Item {
-		return change(protected, func(it *holdfast.Item) { it.Test.State = s })
+		return change(protected, func(it *holdfast.Item) { it.Tests = []holdfast.Test{{Handle: "t1", State: s}} })
 	}
 	ill := change(back, func(it *holdfast.Item) {
 		it.Status.Findings = []holdfast.Finding{holdfast.NewFinding(holdfast.CodeRPOExceeded, "", t0)}
@@ -209,17 +211,19 @@ func TestGuards(t *testing.T) {
 		{"failover without a point", change(protected, noPoint), holdfast.OpFailover, "no recovery point", "Wait"},
 		{"failback without a point", change(back, noPoint), holdfast.OpFailback, "no recovery point", "Wait"},
 		{"test without a point", change(protected, noPoint), holdfast.OpTestFailover, "no recovery point", "Wait"},
-		{"test in reverse", back, holdfast.OpTestFailover, "forward direction only", "Fail back"},
+		{"test in reverse", back, holdfast.OpTestFailover, "", ""},
 		{"test while failed over", pending, holdfast.OpTestFailover, "failed over", "reprotect"},
 		{"test during failover", itemIn(holdfast.StateFailingOver, holdfast.Forward), holdfast.OpTestFailover, "failover is running", "Wait"},
-		{"test during a test", testing_(holdfast.TestRunning), holdfast.OpTestFailover, "test failover waits for clean-up", "Clean"},
-		{"failover during a test", testing_(holdfast.TestRunning), holdfast.OpFailover, "test failover waits for clean-up", "Clean"},
+		{"test during a test", testing_(holdfast.TestRunning), holdfast.OpTestFailover, "", ""},
+		{"failover during a test", testing_(holdfast.TestRunning), holdfast.OpFailover, "", ""},
+		{"failover while a test starts", testing_(holdfast.TestStarting), holdfast.OpFailover, "", ""},
+		{"test during a job", withJob(protected), holdfast.OpTestFailover, "", ""},
+		{"clean up during a job", withJob(testing_(holdfast.TestRunning)), holdfast.OpCleanUp, "", ""},
 		{"disable after a failed test", testing_(holdfast.TestFailed), holdfast.OpDisable, "test failover waits for clean-up", "Clean"},
 		{"clean up a running test", testing_(holdfast.TestRunning), holdfast.OpCleanUp, "", ""},
 		{"clean up a failed test", testing_(holdfast.TestFailed), holdfast.OpCleanUp, "", ""},
-		{"clean up while starting", testing_(holdfast.TestStarting), holdfast.OpCleanUp, "being started or cleaned up", "Wait"},
-		{"cancel a starting test", withJob(testing_(holdfast.TestStarting)), holdfast.OpCancel, "", ""},
-		{"cancel a clean-up", withJob(testing_(holdfast.TestCleaningUp)), holdfast.OpCancel, "being started or cleaned up", "Wait"},
+		{"clean up while starting", testing_(holdfast.TestStarting), holdfast.OpCleanUp, "being started", "Wait"},
+		{"clean up twice", testing_(holdfast.TestCleaningUp), holdfast.OpCleanUp, "already", "Nothing"},
 		{"clean up nothing", protected, holdfast.OpCleanUp, "there is no test failover", "Nothing"},
 		{"commit twice", committed, holdfast.OpCommit, "committed already", "Reprotect"},
 		{"change point after commit", committed, holdfast.OpChangePoint, "committed", "Reprotect"},
@@ -229,7 +233,7 @@ func TestGuards(t *testing.T) {
 		{"emergency failover home when not healthy", ill, holdfast.OpFailover, "", ""},
 		{"failback when healthy", back, holdfast.OpFailback, "", ""},
 		{"failback forward", protected, holdfast.OpFailback, "primary site already", "failover"},
-		{"change point of a failback", itemIn(holdfast.StateCommitPending, holdfast.Reverse), holdfast.OpChangePoint, "failback cannot be changed", "Undo"},
+		{"change point of a failback", itemIn(holdfast.StateCommitPending, holdfast.Reverse), holdfast.OpChangePoint, "", ""},
 		{"anything during a job", withJob(protected), holdfast.OpFailover, "job is working", "j1"},
 		{"cancel without a job", protected, holdfast.OpCancel, "no job", "Nothing"},
 		{"after migration", itemIn(holdfast.StateMigrated, holdfast.Forward), holdfast.OpFailback, "no way back", "anew"},

@@ -92,7 +92,7 @@ func (c *Orchestrator) apiItem(ctx context.Context, it holdfast.Item, sites map[
 	out := api.Item{
 		ID: it.ID, Name: it.Name, Machine: api.MachineRef{ID: it.MachineID, Name: it.MachineName, Disks: []api.MachineDisk{}},
 		PrimarySite: sites[it.PrimarySite], RecoverySite: sites[it.RecoverySite], ActiveSite: sites[it.ActiveSite()],
-		State: string(it.State), TestState: string(it.Test.State), Direction: string(it.Direction), Policy: apiPolicy(it.Policy),
+		State: string(it.State), TestState: string(it.TestState()), Direction: string(it.Direction), Policy: apiPolicy(it.Policy),
 		Health:     api.Health{Level: string(it.Health()), Findings: []api.Finding{}},
 		Stream:     api.ItemStream{ID: it.Stream.String(), Timeline: uint32(it.Timeline), Generation: uint32(it.Generation)},
 		CurrentJob: it.CurrentJob, Version: it.Version, CreatedAt: it.CreatedAt, Allowed: []string{}, Blocked: []api.BlockedOperation{},
@@ -102,7 +102,7 @@ func (c *Orchestrator) apiItem(ctx context.Context, it holdfast.Item, sites map[
 	}
 	for _, f := range it.Status.Findings {
 		out.Health.Findings = append(out.Health.Findings, api.Finding{
-			Code: string(f.Code), Severity: string(f.Severity), Summary: f.Summary, Cause: f.Cause, Advice: f.Advice, Since: f.Since,
+			Code: string(f.Code), Severity: string(f.Severity), Summary: f.Summary, Cause: withDetail(f.Cause, f.Detail), Advice: f.Advice, Since: f.Since,
 		})
 	}
 	for _, a := range it.Allowed() {
@@ -119,6 +119,14 @@ func (c *Orchestrator) apiItem(ctx context.Context, it holdfast.Item, sites map[
 		out.Recovery = c.apiRecovery(ctx, it, ob, sites)
 	}
 	return out
+}
+
+// withDetail adds what is known of an occurrence to the cause of its kind.
+func withDetail(cause, detail string) string {
+	if detail == "" {
+		return cause
+	}
+	return cause + ": " + detail
 }
 
 func apiReplication(it holdfast.Item, ob observation) *api.Replication {

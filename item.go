@@ -151,6 +151,27 @@ type Status struct {
 	Findings []Finding
 }
 
+// Tested is what is known of an item's test failovers.
+type Tested struct {
+	Tests    []Test      `json:"tests,omitempty"` // those that are open
+	LastTest *TestRecord `json:"last_test,omitempty"`
+}
+
+// Machines are what CopyAt and WithCopy show of an item, besides MachineID and
+// MachineName.
+type Machines struct {
+	Handle string `json:"handle,omitempty"` // of the machine at the recovery site; empty: there is none
+	// RecoveryMachine and RecoveryName are the machine at the recovery site.
+	RecoveryMachine string `json:"recovery_machine,omitempty"`
+	RecoveryName    string `json:"recovery_name,omitempty"`
+	// PrimaryHandle is the handle of the machine at the primary site if a failback
+	// has made it anew there.
+	PrimaryHandle string `json:"primary_handle,omitempty"`
+	// PrimaryEqual is what the disks of the machine at the primary site are equal
+	// to; nil: not known, or it works.
+	PrimaryEqual *StreamPosition `json:"primary_equal,omitempty"`
+}
+
 // Item is a machine under protection. State, Direction and health are three
 // separate things; health is derived from Status.Findings and never changes
 // the state. An Item is a value: its methods return a changed copy.
@@ -170,25 +191,14 @@ type Item struct {
 	Direction  Direction `json:"direction"`
 	CurrentJob string    `json:"current_job,omitempty"` // id of the job that works on it
 
-	Tests    []Test      `json:"tests,omitempty"` // those that are open
-	LastTest *TestRecord `json:"last_test,omitempty"`
+	Tested
 
 	Stream     StreamID   `json:"stream"`
 	Timeline   TimelineID `json:"timeline"`
 	Generation Generation `json:"generation"`
 
 	RecoveryPoint *RecoveryPoint `json:"recovery_point,omitempty"` // what it was failed over to
-	Handle        string         `json:"handle,omitempty"`         // of the machine at the recovery site; empty: there is none
-
-	// RecoveryMachine and RecoveryName are the machine at the recovery site.
-	RecoveryMachine string `json:"recovery_machine,omitempty"`
-	RecoveryName    string `json:"recovery_name,omitempty"`
-	// PrimaryHandle is the handle of the machine at the primary site if a failback
-	// has made it anew there.
-	PrimaryHandle string `json:"primary_handle,omitempty"`
-	// PrimaryEqual is what the disks of the machine at the primary site are equal
-	// to; nil: not known, or it works.
-	PrimaryEqual *StreamPosition `json:"primary_equal,omitempty"`
+	Machines
 
 	Status Status `json:"-"`
 	Record

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -17,9 +18,12 @@ var ErrUnreachable = errors.New("site is unreachable")
 
 // Call is one entry in the log of a fake site.
 type Call struct {
-	Method string // as in the provider's roles; also "Execute" and "HydrateStep"
+	// Method is as in the provider's roles, but "PowerOn" for Power.Start. Also
+	// "Execute" of a monitor, "HydrateStep", and of an open disk "ReadDisk",
+	// "MapDisk", "WriteDisk", "ZeroDisk", "FlushDisk" and "CloseDisk".
+	Method string
 	Number int    // 1 for the first call of this method
-	Arg    string // machine id, handle or monitor command
+	Arg    string // machine id, handle, monitor command, or "machine id/disk id"
 	Err    error  // what it returned; nil while it runs
 }
 
@@ -41,10 +45,12 @@ type Fault struct {
 	After  bool          // the effect takes place and Err is returned all the same: an answer that was lost
 }
 
-// Fake is a site in memory: an Inventory, a Source and a Target. It outlives
-// the provider.Site values made of it, as a real site outlives the server. Its
-// machines are what a test puts there, and what is recovered to it. Safe for
-// concurrent use.
+// Fake is a site in memory with all roles. It outlives the provider.Site values
+// made of it, as a real site outlives the server. Its machines are what a test
+// puts there, and what is recovered to it; each has disks in memory. It keeps
+// the rules that a real site enforces: a guarded machine does not start, a disk
+// of a running machine cannot be opened, and a machine with an open disk does
+// not start. Safe for concurrent use.
 type Fake struct {
 	name  string
 	world *World
@@ -60,6 +66,11 @@ type Fake struct {
 	calls     []Call
 	down      bool
 	made      int
+	guards    map[string]string     // machine id → reason
+	disks     map[string]*fakeDisk  // see diskKey
+	agents    map[string]*fakeGuest // machine id → its agent; none: no agent
+	views     ViewFunc              // nil: recovered disks begin as zeroes
+	screen    func(machineID string) ([]byte, error)
 }
 
 // MonitorFunc answers a monitor command of a fake machine. The result is
@@ -89,13 +100,21 @@ func NewFake(name string, world *World) *Fake {
 		recovered: map[string]*FakeRecovered{},
 		counts:    map[string]int{},
 		monitor:   answerVersion,
+		guards:    map[string]string{},
+		disks:     map[string]*fakeDisk{},
+		agents:    map[string]*fakeGuest{},
+		screen:    grey,
 	}
 }
 
 // Site returns the site with all its roles. It may be called any number of
 // times; all sites returned are the same place.
 func (f *Fake) Site() *provider.Site {
-	return &provider.Site{Inventory: fakeInventory{f}, Source: fakeSource{f}, Target: fakeTarget{f}, Close: func() error { return nil }}
+	return &provider.Site{
+		Inventory: fakeInventory{f}, Source: fakeSource{f}, Target: fakeTarget{f}, Power: fakePower{f},
+		Replica: fakeReplica{f}, Agent: fakeAgent{f}, Console: fakeConsole{f},
+		Close: func() error { return nil },
+	}
 }
 
 // FakeMachine returns a running machine with one 64 MiB disk per disk id.
@@ -113,13 +132,15 @@ func FakeMachine(id, name string, disks ...string) provider.Machine {
 	return m
 }
 
-// AddMachine puts a machine at the site, or replaces the one with its id.
+// AddMachine puts a machine at the site, or replaces the one with its id, whose
+// disks it keeps where id and size are the same. New disks are zero.
 func (f *Fake) AddMachine(m provider.Machine) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.machines = slices.DeleteFunc(f.machines, func(o provider.Machine) bool { return o.ID == m.ID })
 	f.machines = append(f.machines, m)
 	slices.SortFunc(f.machines, func(a, b provider.Machine) int { return cmp.Compare(a.Name, b.Name) })
+	f.makeDisks(m)
 	f.power(m.ID, m.Power)
 }
 
@@ -128,13 +149,17 @@ func (f *Fake) RemoveMachine(id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.power(id, provider.PowerOff)
-	f.machines = slices.DeleteFunc(f.machines, func(o provider.Machine) bool { return o.ID == id })
+	f.forget(id)
 }
 
-// SetPower changes a machine's power behind everyone's back.
+// SetPower changes a machine's power behind everyone's back, also if it is
+// guarded. A machine with an open disk does not start even so.
 func (f *Fake) SetPower(id string, p provider.PowerState) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if p == provider.PowerRunning && f.openDisk(id) != "" {
+		return
+	}
 	f.power(id, p)
 }
 
@@ -145,11 +170,15 @@ func (f *Fake) SetDown(down bool) {
 	f.down = down
 }
 
-// LoseHost makes the site unreachable and ends all its machines.
+// LoseHost makes the site unreachable, ends all its machines and closes their
+// disks. What a test has written to the disks is kept.
 func (f *Fake) LoseHost() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.down = true
+	for _, d := range f.disks {
+		d.opening = nil
+	}
 	for _, m := range f.machines {
 		f.power(m.ID, provider.PowerOff)
 	}
@@ -301,8 +330,19 @@ func (f *Fake) find(idOrName string) (int, error) {
 	return -1, fmt.Errorf("machine %q at site %s: %w", idOrName, f.name, provider.ErrNotFound)
 }
 
+// forget removes a machine with its guard, its agent and its disks.
+func (f *Fake) forget(id string) {
+	f.machines = slices.DeleteFunc(f.machines, func(m provider.Machine) bool { return m.ID == id })
+	delete(f.guards, id)
+	delete(f.agents, id)
+	maps.DeleteFunc(f.disks, func(_ string, d *fakeDisk) bool { return d.machineID == id })
+}
+
 // power sets the power of an original or recovered machine by its id.
 func (f *Fake) power(id string, p provider.PowerState) {
+	if p == provider.PowerOff {
+		f.thaw(id) // a machine that ends holds nothing frozen
+	}
 	for _, r := range f.recovered {
 		if r.MachineID == id {
 			f.powerRecovered(r, p)
@@ -322,6 +362,9 @@ func (f *Fake) power(id string, p provider.PowerState) {
 }
 
 func (f *Fake) powerRecovered(r *FakeRecovered, p provider.PowerState) {
+	if p == provider.PowerOff {
+		f.thaw(r.MachineID)
+	}
 	r.Power = p
 	if i, err := f.find(r.MachineID); err == nil {
 		f.machines[i].Power = p

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/provider"
 )
@@ -145,13 +144,29 @@ func (r fakeTarget) Define(ctx context.Context, rec provider.Recovered) (id stri
 			have.Total += d.Size
 		}
 		r.f.recovered[rec.Handle] = have
-		m := rec.Machine
-		m.ID, m.Name, m.Power = id, rec.Name, provider.PowerOff
+		m := recoveredMachine(id, rec)
 		r.f.machines = append(r.f.machines, m)
 		slices.SortFunc(r.f.machines, func(a, b provider.Machine) int { return cmp.Compare(a.Name, b.Name) })
+		r.f.makeDisks(m)
 		return nil
 	})
 	return id, err
+}
+
+// recoveredMachine is the machine that the inventory has after Define.
+func recoveredMachine(id string, rec provider.Recovered) provider.Machine {
+	m := rec.Machine
+	m.ID, m.Name, m.Power = id, rec.Name, provider.PowerOff
+	m.Disks, m.NICs = []provider.Disk{}, slices.Clone(m.NICs)
+	for i, d := range rec.Disks {
+		m.Disks = append(m.Disks, provider.Disk{ID: d.DiskID, Size: d.Size, Format: "qcow2", Path: "/fake/" + id + "/" + d.DiskID, Boot: i == 0})
+	}
+	for i := range m.NICs {
+		if rec.Network != "" {
+			m.NICs[i].Network = rec.Network
+		}
+	}
+	return m
 }
 
 func (f *Fake) checkNetwork(rec provider.Recovered) error {
@@ -176,18 +191,10 @@ func (r fakeTarget) made(handle string) (*FakeRecovered, error) {
 func (r fakeTarget) Start(ctx context.Context, handle string) error {
 	return r.f.call(ctx, "Start", handle, func() error {
 		have, err := r.made(handle)
-		if err != nil || have.Power == provider.PowerRunning {
+		if err != nil {
 			return err
 		}
-		if r.f.onStart != nil {
-			if err := r.f.onStart(have.Recovered); err != nil {
-				return fmt.Errorf("start machine %s: %w", have.Recovered.Name, err)
-			}
-		}
-		have.Starts++
-		have.StartedAt = time.Now()
-		r.f.powerRecovered(have, provider.PowerRunning)
-		return nil
+		return r.f.powerOn(ctx, have.MachineID)
 	})
 }
 
@@ -246,9 +253,12 @@ func (r fakeTarget) Remove(ctx context.Context, handle string) error {
 		if !ok {
 			return nil
 		}
+		if disk := r.f.openDisk(have.MachineID); disk != "" {
+			return fmt.Errorf("remove machine %s: disk %s is open", have.Recovered.Name, disk)
+		}
 		r.f.powerRecovered(have, provider.PowerOff)
 		delete(r.f.recovered, handle)
-		r.f.machines = slices.DeleteFunc(r.f.machines, func(m provider.Machine) bool { return m.ID == have.MachineID })
+		r.f.forget(have.MachineID)
 		return nil
 	})
 }

@@ -12,7 +12,7 @@ type Item struct {
 	RecoverySite string             `json:"recovery_site" doc:"Where it is recovered"`
 	ActiveSite   string             `json:"active_site" doc:"Where it works now"`
 	State        string             `json:"state" doc:"Where the item is in its life, like protected or commit_pending"`
-	TestState    string             `json:"test_state,omitempty" doc:"The state of a test failover, if there is one"`
+	Test         ItemTest           `json:"test" doc:"Its test failovers"`
 	Direction    string             `json:"direction" enum:"forward,reverse" doc:"forward: from the primary to the recovery site"`
 	Health       Health             `json:"health" doc:"How it fares"`
 	Policy       Policy             `json:"policy" doc:"Its policy"`
@@ -140,6 +140,7 @@ type Failover struct {
 	Point          string    `json:"point,omitempty" maxLength:"128" doc:"With option point: its id or name, or a position of 16 hexadecimal digits"`
 	Timeline       uint32    `json:"timeline,omitempty" doc:"With a position: its timeline; 0 for the present one"`
 	Time           time.Time `json:"time,omitzero" doc:"With option time: the newest consistent position at or before this"`
+	Planned        bool      `json:"planned,omitempty" doc:"Shut the source down cleanly, bring over the rest, compare, and only then fail over: nothing is lost, or it does not happen"`
 	ShutdownSource bool      `json:"shutdown_source" doc:"Ask the source machine to shut down first, so that nothing is lost; it is no error if it does not answer"`
 	TargetName     string    `json:"target_name,omitempty" maxLength:"64" pattern:"^([A-Za-z0-9][A-Za-z0-9._-]*)?$" doc:"The recovered machine's name; the source machine's if empty"`
 	IfVersion      int64     `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`

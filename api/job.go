@@ -80,6 +80,9 @@ type JobResult struct {
 	MachineID   string        `json:"machine_id,omitempty" doc:"The recovered machine's id"`
 	MachineName string        `json:"machine_name,omitempty" doc:"The recovered machine's name"`
 	Site        string        `json:"site,omitempty" doc:"Where it runs"`
+	Proved      bool          `json:"proved,omitempty" doc:"Source and vault were compared and are equal: nothing was lost"`
+	MovedBytes  *int64        `json:"moved_bytes,omitempty" doc:"What was written to disks that were there already"`
+	Test        string        `json:"test,omitempty" doc:"The test failover that was started"`
 	Verify      *VerifyReport `json:"verify,omitempty" doc:"What verifying the vault found"`
 }
 

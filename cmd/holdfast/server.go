@@ -107,7 +107,7 @@ func runServer(ctx context.Context, o serverOptions, out io.Writer, log *slog.Lo
 		return startError("take vault", o.vault, err, "Stop the other server, or give this one a vault of its own with --vault")
 	}
 	defer lease.Release()
-	p, err := newParts(ctx, o, parts{db: db, vault: v, key: key, out: out, log: log})
+	p, err := newParts(ctx, o, parts{db: db, vault: v, lease: lease, key: key, out: out, log: log})
 	if err != nil {
 		return err
 	}
@@ -118,6 +118,7 @@ func runServer(ctx context.Context, o serverOptions, out io.Writer, log *slog.Lo
 type parts struct {
 	db     *store.Store
 	vault  *vault.Vault
+	lease  *vault.Lease
 	key    vault.Key
 	out    io.Writer
 	log    *slog.Logger
@@ -141,7 +142,7 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	var err error
 	p.orch, err = orchestrator.New(orchestrator.Options{
 		Store: p.db, Jobs: p.db, Vault: p.vault, VaultRef: gateway.VaultRef{Directory: o.vault, Key: p.key.String()},
-		Views: p.views, OpenSite: openSite, VaultLocation: o.vault, Tuning: o.tuning, Publish: events.Publish, Logger: p.log,
+		Views: p.views, Pictures: pictures(filepath.Join(o.state, "pictures")), Confirm: p.lease.Confirm, OpenSite: openSite, VaultLocation: o.vault, Tuning: o.tuning, Publish: events.Publish, Logger: p.log,
 		VaultFree: func() (int64, error) { return vfs.OS.Free(o.vault) },
 		Gateway: func(address string) (orchestrator.Gateway, error) {
 			if address == "" {

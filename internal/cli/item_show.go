@@ -43,7 +43,7 @@ func (a *app) printItem(w io.Writer, i api.Item) {
 	fields(w, a.out,
 		"Machine", plain(fmt.Sprintf("%s at %s, %s of %s", i.Machine.Name, i.PrimarySite, count(len(i.Machine.Disks), "disk", "disks"), size(total))),
 		"Direction", plain(directionText(i)+", active at "+i.ActiveSite),
-		"Test", words(i.TestState),
+		"Test", words(i.Test.State),
 		"Job", job,
 		"Timeline", fmt.Sprintf("%d, generation %d", i.Stream.Timeline, i.Stream.Generation),
 		"Protected", a.ago(i.CreatedAt),

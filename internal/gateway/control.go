@@ -54,7 +54,9 @@ type diskRequest struct {
 
 // pointRequest asks for a recovery point.
 type pointRequest struct {
-	Name string `json:"name"`
+	Name        string            `json:"name"`
+	Consistency vault.Consistency `json:"consistency,omitempty"` // empty: crash
+	NoWait      bool              `json:"no_wait,omitempty"`     // it need not be in the vault yet
 }
 
 // Handler serves the control socket of an ingest. Only its parent uses it.
@@ -99,7 +101,7 @@ func (g *Ingest) Handler() http.Handler {
 		if err := decodeBody(r, &req); err != nil {
 			return nil, err
 		}
-		return sv.point(r.Context(), req.Name)
+		return sv.point(r.Context(), req)
 	}))
 	return mux
 }
@@ -185,19 +187,22 @@ type PointReply struct {
 	Consistent bool              `json:"consistent"`
 }
 
-// point makes everything received so far a recovery point and waits until the
-// vault has it.
-func (s *stream) point(ctx context.Context, name string) (PointReply, error) {
+// point makes everything received so far a recovery point and waits, if that is
+// wanted, until the vault has it.
+func (s *stream) point(ctx context.Context, req pointRequest) (PointReply, error) {
+	if req.Consistency == "" {
+		req.Consistency = vault.CrashConsistent
+	}
 	s.mu.Lock()
 	out := PointReply{Consistent: s.consistent}
 	var err error
 	if s.consistent {
-		err = s.pointLocked(vault.Mark{Kind: vault.MarkPoint, Name: name, Consistency: vault.CrashConsistent})
+		err = s.pointLocked(vault.Mark{Kind: vault.MarkPoint, Name: req.Name, Consistency: req.Consistency})
 	}
 	out.Position = s.opts.Writer.Next() - 1
 	s.mu.Unlock()
 	wake(s.kick)
-	if err != nil {
+	if err != nil || req.NoWait {
 		return out, err
 	}
 	for s.committed() < out.Position {

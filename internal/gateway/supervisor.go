@@ -19,6 +19,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/vfs"
 )
 
@@ -306,6 +308,17 @@ func (c *Client) Status(ctx context.Context, item string) (Status, error) {
 func (c *Client) Statuses(ctx context.Context) ([]Status, error) {
 	var out []Status
 	err := c.control.call(ctx, "GET", "/v1/orders", nil, &out)
+	return out, err
+}
+
+// Mark makes everything received so far a recovery point of a consistency that
+// the caller has brought about, and returns when it has its place in the stream:
+// what arrives from then on is not in it. It is no point if the reply says that
+// the stream is not consistent.
+func (c *Client) Mark(ctx context.Context, item, name string, consistency holdfast.Consistency) (PointReply, error) {
+	var out PointReply
+	req := pointRequest{Name: name, Consistency: vault.Consistency(consistency), NoWait: true}
+	err := c.control.call(ctx, "POST", "/v1/orders/"+item+"/point", req, &out)
 	return out, err
 }
 

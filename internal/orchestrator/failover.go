@@ -2,7 +2,6 @@ package orchestrator
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -19,29 +18,46 @@ const (
 	// drainWait bounds how long a failover waits for a gateway that may be lost
 	// with its site to bring over what it has received.
 	drainWait = 10 * time.Second
+	// plannedDrainWait bounds it where nothing may be left behind.
+	plannedDrainWait = 10 * time.Minute
 	// shutdownWait bounds the attempt to shut the source down.
 	shutdownWait = 2 * time.Minute
+	// guardWait bounds the attempt to keep the source from running.
+	guardWait = 15 * time.Second
 )
 
-// failoverInput is what a failover was asked for.
+// failoverInput is what a failover, a failback or a change of point was asked
+// for. From and To are ids of sites.
 type failoverInput struct {
 	Item        string                `json:"item"`
+	Operation   holdfast.Operation    `json:"operation"`
+	From        string                `json:"from"`
+	To          string                `json:"to"`
 	Request     holdfast.PointRequest `json:"request"`
 	Shutdown    bool                  `json:"shutdown"`
 	TargetName  string                `json:"target_name"`
 	RequestedAt time.Time             `json:"requested_at"`
-	Handle      string                `json:"handle"`
+	Handle      string                `json:"handle"` // of the machine, should it be made anew
+}
+
+// planned says that nothing may be lost: the job stops where that would happen.
+func (in failoverInput) planned() bool {
+	return in.Operation == holdfast.OpPlannedFailover || in.Operation == holdfast.OpFailback
 }
 
 // failoverState is what its tasks hand on to each other, recorded before each
 // effect.
 type failoverState struct {
+	Off        bool                   `json:"off,omitempty"`    // the source was shut down by this job
+	Proved     bool                   `json:"proved,omitempty"` // source and vault were compared and are equal
 	Generation holdfast.Generation    `json:"generation,omitempty"`
 	Last       holdfast.Position      `json:"last,omitempty"` // end of the old timeline
 	AsOf       time.Time              `json:"as_of,omitzero"` // the old timeline has all that was written until then
 	Point      holdfast.RecoveryPoint `json:"point,omitzero"`
 	Newest     bool                   `json:"newest,omitempty"`   // Point is the newest that there was
 	Timeline   holdfast.TimelineID    `json:"timeline,omitempty"` // the new one
+	Reuse      bool                   `json:"reuse,omitempty"`    // the machine that is there already is brought up to date
+	Moved      int64                  `json:"moved,omitempty"`    // bytes written to its disks
 	MachineID  string                 `json:"machine_id,omitempty"`
 	StartedAt  time.Time              `json:"started_at,omitzero"`
 }
@@ -56,40 +72,68 @@ type jobResult struct {
 	MachineName string                  `json:"machine_name,omitempty"`
 	Site        string                  `json:"site,omitempty"`
 	Verify      *api.VerifyReport       `json:"verify,omitempty"`
+	Proved      bool                    `json:"proved,omitempty"` // source and vault were compared and are equal
+	Moved       *int64                  `json:"moved,omitempty"`  // bytes written to disks that were there already
+	Test        string                  `json:"test,omitempty"`   // handle of the test failover
 }
 
 // FailoverItem starts the job that runs the item's machine at the other site.
 func (c *Orchestrator) FailoverItem(ctx context.Context, idOrName string, req api.Failover) (api.Job, error) {
-	point := holdfast.PointRequest{
-		Option: holdfast.PointOption(req.Option), Point: req.Point, Timeline: holdfast.TimelineID(req.Timeline), Time: req.Time,
+	in := failoverInput{Operation: holdfast.OpFailover, Shutdown: req.ShutdownSource, TargetName: req.TargetName,
+		Request: pointRequest(req.Option, req.Point, req.Timeline, req.Time)}
+	if req.Planned {
+		in.Operation = holdfast.OpPlannedFailover
 	}
-	if err := point.Validate(); err != nil {
+	return c.startFailover(ctx, idOrName, req.IfVersion, in)
+}
+
+// pointRequest translates a choice of recovery point.
+func pointRequest(option, point string, timeline uint32, at time.Time) holdfast.PointRequest {
+	return holdfast.PointRequest{Option: holdfast.PointOption(option), Point: point, Timeline: holdfast.TimelineID(timeline), Time: at}
+}
+
+// startFailover begins what brings an item up at another site, or anew at the
+// one where it is.
+func (c *Orchestrator) startFailover(ctx context.Context, idOrName string, ifVersion int64, in failoverInput) (api.Job, error) {
+	if err := in.Request.Validate(); err != nil {
 		return api.Job{}, err
 	}
 	it, err := c.opts.Store.Item(ctx, idOrName)
 	if err != nil {
 		return api.Job{}, err
 	}
-	if err := c.checkVersion(it, req.IfVersion); err != nil {
+	if err := c.checkVersion(it, ifVersion); err != nil {
 		return api.Job{}, err
 	}
 	it.Status = c.observe(ctx, it).status
-	if _, err := it.Apply(holdfast.OpFailover); err != nil {
+	if _, err := it.Apply(in.Operation); err != nil {
 		return api.Job{}, err
 	}
-	in := failoverInput{Item: it.ID, Request: point, Shutdown: req.ShutdownSource, TargetName: req.TargetName,
-		RequestedAt: c.now(), Handle: newID("rec")}
-	if in.TargetName == "" {
-		in.TargetName = it.MachineName
-	}
+	in = completeFailover(it, in)
+	in.RequestedAt, in.Handle = c.now(), newID("rec")
 	status := it.Status
 	if it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
 		i.Status = status
-		return i.Apply(holdfast.OpFailover)
+		return i.Apply(in.Operation)
 	}); err != nil {
 		return api.Job{}, err
 	}
-	return c.submit(ctx, kindFailover, it, in, holdfast.OpFailover)
+	kind := string(in.Operation)
+	return c.submit(ctx, kind, it, in, in.Operation)
+}
+
+// completeFailover fills in what was not said.
+func completeFailover(it holdfast.Item, in failoverInput) failoverInput {
+	in.Item, in.From, in.To = it.ID, it.ActiveSite(), it.TargetSite()
+	if in.Operation == holdfast.OpChangePoint {
+		in.From, in.To = it.TargetSite(), it.ActiveSite()
+	}
+	if in.TargetName == "" {
+		if in.TargetName = it.CopyAt(in.To).Name; in.TargetName == "" {
+			in.TargetName = it.MachineName
+		}
+	}
+	return in
 }
 
 // checkVersion refuses a change made from an older version of an item.
@@ -102,20 +146,36 @@ func (c *Orchestrator) checkVersion(it holdfast.Item, want int64) error {
 		Hint:  "Look at the item again, and ask anew if you still want it"}
 }
 
-func (c *Orchestrator) failoverKind() job.Kind {
+// failoverKinds are the jobs that bring an item up.
+func (c *Orchestrator) failoverKinds() []job.Kind {
 	retry := job.Retry{Attempts: 3, Delay: 300 * time.Millisecond}
-	return job.Kind{
-		Name: kindFailover, Title: "Fail over",
-		Tasks: []job.Task{
-			{Name: "check", Title: "Check recovery point and site", Run: c.failoverTask(c.failoverCheck)},
-			{Name: "shutdown", Title: "Shut the source down", Run: c.failoverTask(c.failoverShutdown), Optional: true},
-			{Name: "drain", Title: "Bring over what was received", Run: c.failoverTask(c.failoverDrain), Optional: true},
-			{Name: "fence", Title: "Fence the source off", Run: c.failoverTask(c.failoverFence), NoReturn: true, Retry: retry},
-			{Name: "resolve", Title: "Choose the recovery point", Run: c.failoverTask(c.failoverResolve), Retry: retry},
-			{Name: "define", Title: "Prepare the machine", Run: c.failoverTask(c.failoverDefine), Retry: retry},
-			{Name: "start", Title: "Start the machine", Run: c.failoverTask(c.failoverStart), Retry: retry},
-		},
-		Finish: &job.Task{Name: "finish", Title: "Record the outcome", Run: c.failoverFinish},
+	task := func(name, title string, f func(context.Context, *failoverRun) error) job.Task {
+		return job.Task{Name: name, Title: title, Run: c.failoverTask(f)}
+	}
+	optional := func(t job.Task) job.Task { t.Optional = true; return t }
+	again := func(t job.Task) job.Task { t.Retry = retry; return t }
+	final := func(t job.Task) job.Task { t.NoReturn = true; return t }
+	check := task("check", "Check recovery point and site", c.failoverCheck)
+	shutdown := task("shutdown", "Shut the source down", c.failoverShutdown)
+	drain := task("drain", "Bring over what was received", c.failoverDrain)
+	prove := task("prove", "Compare the source with the vault", c.failoverProve)
+	fence := final(again(task("fence", "Fence the source off", c.failoverFence)))
+	guard := optional(task("guard", "Keep the source from running", c.failoverGuard))
+	remove := final(again(task("remove", "Take the machine away that runs now", c.changeRemove)))
+	bringUp := []job.Task{
+		again(task("resolve", "Choose the recovery point", c.failoverResolve)),
+		again(task("prepare", "Prepare the machine", c.failoverPrepare)),
+		again(task("start", "Start the machine", c.failoverStart)),
+	}
+	kind := func(op holdfast.Operation, title string, tasks ...job.Task) job.Kind {
+		return job.Kind{Name: string(op), Title: title, Tasks: append(tasks, bringUp...),
+			Finish: &job.Task{Name: "finish", Title: "Record the outcome", Run: c.failoverFinish}}
+	}
+	return []job.Kind{
+		kind(holdfast.OpFailover, "Fail over", check, optional(shutdown), optional(drain), fence, guard),
+		kind(holdfast.OpPlannedFailover, "Fail over as planned", check, shutdown, drain, prove, fence, guard),
+		kind(holdfast.OpFailback, "Fail back", check, shutdown, drain, prove, fence, guard),
+		kind(holdfast.OpChangePoint, "Change the recovery point", check, remove, fence),
 	}
 }
 
@@ -151,7 +211,7 @@ func (c *Orchestrator) failoverTask(f func(context.Context, *failoverRun) error)
 // failoverCheck finds what would make the failover fail after it could not be
 // cancelled any more.
 func (c *Orchestrator) failoverCheck(ctx context.Context, r *failoverRun) error {
-	h, err := c.history(ctx, r.item)
+	h, err := c.history(ctx, past(r.item))
 	if err != nil {
 		return err
 	}
@@ -161,23 +221,63 @@ func (c *Orchestrator) failoverCheck(ctx context.Context, r *failoverRun) error 
 	if err := c.checkDamage(ctx, r, h); err != nil {
 		return err
 	}
-	return c.withSite(ctx, r.item.TargetSite(), func(rec holdfast.Site, s *provider.Site) error {
-		if s.Target == nil {
-			return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "check recovery site", Thing: rec.Name,
-				Cause: "its provider cannot run recovered machines"}
-		}
-		if s.Inventory == nil {
-			return nil
-		}
-		_, err := s.Inventory.Machine(ctx, r.in.TargetName)
-		if errors.Is(err, provider.ErrNotFound) {
-			return nil
-		}
-		if err == nil {
-			return c.nameTaken(r, rec, provider.ErrNameTaken)
-		}
+	if r.in.Operation == holdfast.OpChangePoint {
+		return nil
+	}
+	return c.withSite(ctx, r.in.To, func(rec holdfast.Site, s *provider.Site) error { return c.checkTarget(ctx, r, rec, s) })
+}
+
+// checkTarget looks whether the machine can be brought up at its site.
+func (c *Orchestrator) checkTarget(ctx context.Context, r *failoverRun, rec holdfast.Site, s *provider.Site) error {
+	var err error
+	if r.st.Reuse, err = c.reusable(ctx, r.item, r.in.To, s); err != nil || r.st.Reuse {
 		return err
-	})
+	}
+	if s.Target == nil {
+		return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "check recovery site", Thing: rec.Name,
+			Cause: "its provider cannot run recovered machines", Hint: "Protect the machine with another recovery site"}
+	}
+	return c.nameFree(ctx, s, rec, r.in.TargetName)
+}
+
+// nameFree fails if the site has a machine of the name.
+func (c *Orchestrator) nameFree(ctx context.Context, s *provider.Site, site holdfast.Site, name string) error {
+	if s.Inventory == nil {
+		return nil
+	}
+	_, err := s.Inventory.Machine(ctx, name)
+	if errors.Is(err, provider.ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		return nameTaken(site, name, provider.ErrNameTaken)
+	}
+	return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "look for machine " + name + " at site", Thing: site.Name, Err: err,
+		Hint: "Mend what the site says, then ask again"}
+}
+
+// reusable says whether the site has the item's machine, left behind by an
+// earlier failover, so that its disks only have to be brought up to date.
+func (c *Orchestrator) reusable(ctx context.Context, it holdfast.Item, at string, s *provider.Site) (bool, error) {
+	left := it.CopyAt(at)
+	if left.MachineID == "" || s.Replica == nil || s.Power == nil || s.Inventory == nil || s.Source == nil {
+		return false, nil
+	}
+	m, err := s.Inventory.Machine(ctx, left.MachineID)
+	if errors.Is(err, provider.ErrNotFound) {
+		return false, nil // it is made anew
+	}
+	if err != nil {
+		return false, &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "look at machine", Thing: left.Name, Err: err}
+	}
+	for _, d := range it.Disks {
+		if !slices.ContainsFunc(m.Disks, func(o provider.Disk) bool { return o.ID == d.ID && o.Size == d.Size }) {
+			return false, &holdfast.Error{Kind: holdfast.KindConflict, Op: "reuse machine", Thing: left.Name,
+				Cause: fmt.Sprintf("it has no disk %s of %d bytes any more", d.ID, d.Size),
+				Hint:  "Give it back its disk, or remove or rename that machine: then it is made anew"}
+		}
+	}
+	return true, nil
 }
 
 // checkDamage refuses "the newest" where damage hides what is newer: how much
@@ -203,46 +303,100 @@ func (c *Orchestrator) checkDamage(ctx context.Context, r *failoverRun, h holdfa
 	return e
 }
 
-func (c *Orchestrator) nameTaken(r *failoverRun, site holdfast.Site, err error) error {
-	return &holdfast.Error{Kind: holdfast.KindConflict, Op: "fail over", Thing: r.item.Name, Err: err,
-		Cause: fmt.Sprintf("site %s has a machine named %s already", site.Name, r.in.TargetName),
-		Hint:  "Remove or rename that machine, or fail over with --name"}
+func nameTaken(site holdfast.Site, name string, err error) error {
+	return &holdfast.Error{Kind: holdfast.KindConflict, Op: "bring up machine", Thing: name, Err: err,
+		Cause: fmt.Sprintf("site %s has a machine named %s already", site.Name, name),
+		Hint:  "Remove or rename that machine, or give another name with --name"}
 }
 
-// failoverShutdown asks the source to shut down. Its failure never stops a
-// failover.
+// failoverShutdown asks the source to shut down. In an unplanned failover its
+// failure stops nothing.
 func (c *Orchestrator) failoverShutdown(ctx context.Context, r *failoverRun) error {
-	if !r.in.Shutdown {
+	if !r.in.Shutdown && !r.in.planned() {
 		return job.Skip("it was not asked for")
+	}
+	if !r.st.Off {
+		r.st.Off = true // whoever undoes this has to know
+		if err := r.SaveJobState(ctx, r.st); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, shutdownWait)
 	defer cancel()
-	return c.withSite(ctx, r.item.ActiveSite(), func(_ holdfast.Site, s *provider.Site) error {
-		err := s.Source.Shutdown(ctx, r.item.MachineID)
-		if errors.Is(err, provider.ErrNotRunning) {
+	source := r.item.CopyAt(r.in.From)
+	return c.withSite(ctx, r.in.From, func(site holdfast.Site, s *provider.Site) error {
+		err := s.Source.Shutdown(ctx, source.MachineID)
+		if err == nil || errors.Is(err, provider.ErrNotRunning) {
 			return nil
 		}
-		return err
+		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "shut down machine", Thing: source.Name, Err: err,
+			Hint: "Shut it down at site " + site.Name + " by hand and ask again, or fail over unplanned"}
 	})
 }
 
 // failoverDrain has the gateway make everything received a recovery point. A
 // gateway that is lost with its site cannot: then the vault's end is the end.
 func (c *Orchestrator) failoverDrain(ctx context.Context, r *failoverRun) error {
-	if o := r.in.Request.Option; o != "" && o != holdfast.PointLatest {
+	if o := r.in.Request.Option; o != "" && o != holdfast.PointLatest && !r.in.planned() {
 		return job.Skip("the recovery point is in the vault already")
 	}
-	ctx, cancel := context.WithTimeout(ctx, drainWait)
+	wait := drainWait
+	if r.in.planned() {
+		wait = plannedDrainWait
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	g, site, err := c.gatewayOf(ctx, r.item)
 	if err != nil {
 		return err
 	}
-	if _, err := g.Point(ctx, r.item.ID, "failover "+r.JobID()); err != nil {
+	if _, err := g.Point(ctx, r.item.ID, string(r.in.Operation)+" "+r.JobID()); err != nil {
 		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "drain gateway of site", Thing: site.Name, Err: err,
 			Hint: "What the gateway has received and the vault has not is not in the recovered machine"}
 	}
 	return nil
+}
+
+// failoverProve compares the disks of the source, which is off, with what the
+// vault has: a planned failover loses nothing, and that is checked.
+func (c *Orchestrator) failoverProve(ctx context.Context, r *failoverRun) error {
+	if o := r.in.Request.Option; o != "" && o != holdfast.PointLatest {
+		return job.Skip("an older recovery point was asked for")
+	}
+	h, err := c.history(ctx, past(r.item))
+	if err != nil {
+		return err
+	}
+	newest, ok := h.Newest()
+	if !ok {
+		return &holdfast.Error{Kind: holdfast.KindNotFound, Op: "choose recovery point of", Thing: r.item.Name, Cause: "the vault has none"}
+	}
+	source := r.item.CopyAt(r.in.From)
+	return c.withSite(ctx, r.in.From, func(site holdfast.Site, s *provider.Site) error {
+		if s.Replica == nil {
+			r.Warn("the provider of site " + site.Name + " cannot read disks of machines that are off, so source and vault were not compared")
+			return nil
+		}
+		n, err := c.compare(ctx, r, s, source, holdfast.StreamPosition{Timeline: newest.Timeline, Position: newest.Position})
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			return &holdfast.Error{Kind: holdfast.KindConflict, Op: string(r.in.Operation), Thing: r.item.Name,
+				Cause: fmt.Sprintf("%d bytes of its disks are not in the vault", n),
+				Hint:  "The machine is started again and the rest is brought over; ask again when the item is protected"}
+		}
+		r.st.Proved = true
+		return nil
+	})
+}
+
+// failoverGuard keeps the source from running beside the recovered machine. A
+// source that cannot be reached is guarded when it can.
+func (c *Orchestrator) failoverGuard(ctx context.Context, r *failoverRun) error {
+	ctx, cancel := context.WithTimeout(ctx, guardWait)
+	defer cancel()
+	return c.guard(ctx, r.item, r.in.From, r.in.To)
 }
 
 // failoverFence closes the item's timeline under a new generation, so that
@@ -268,7 +422,7 @@ func (c *Orchestrator) failoverFence(ctx context.Context, r *failoverRun) error 
 		}
 	}
 	r.st.Last, err = s.End(ctx, r.item.Timeline, vault.EndOptions{
-		Generation: r.st.Generation, Reason: "failover " + r.JobID(), Now: c.now(),
+		Generation: r.st.Generation, Reason: string(r.in.Operation) + " " + r.JobID(), Now: c.now(),
 	})
 	return vaultError("fence off", r.item.Name, err)
 }
@@ -281,7 +435,7 @@ func (c *Orchestrator) failoverResolve(ctx context.Context, r *failoverRun) erro
 		return vaultError("open stream", r.item.Name, err)
 	}
 	if r.st.Point.Position == 0 {
-		h, err := c.history(ctx, r.item)
+		h, err := c.history(ctx, past(r.item))
 		if err != nil {
 			return err
 		}
@@ -310,241 +464,7 @@ func (c *Orchestrator) failoverResolve(ctx context.Context, r *failoverRun) erro
 		}
 	}
 	r.st.Timeline, err = s.Fork(ctx, vault.ForkOptions{
-		From: r.st.Point.Timeline, At: r.st.Point.Position, Generation: r.st.Generation, Reason: "failover " + r.JobID(), Now: c.now(),
+		From: r.st.Point.Timeline, At: r.st.Point.Position, Generation: r.st.Generation, Reason: string(r.in.Operation) + " " + r.JobID(), Now: c.now(),
 	})
 	return vaultError("fork stream", r.item.Name, err)
 }
-
-// failoverDefine serves the view and has the provider prepare the machine.
-func (c *Orchestrator) failoverDefine(ctx context.Context, r *failoverRun) error {
-	if err := c.serveView(ctx, r.item, r.in.Handle, r.st.Point); err != nil {
-		return err
-	}
-	rec, err := c.recovered(r)
-	if err != nil {
-		return err
-	}
-	return c.withSite(ctx, r.item.TargetSite(), func(site holdfast.Site, s *provider.Site) error {
-		id, err := s.Target.Define(ctx, rec)
-		if errors.Is(err, provider.ErrNameTaken) {
-			return c.nameTaken(r, site, err)
-		}
-		if err != nil {
-			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "prepare machine at site", Thing: site.Name, Err: err}
-		}
-		r.st.MachineID = id
-		return nil
-	})
-}
-
-// recovered says what machine the target shall make.
-func (c *Orchestrator) recovered(r *failoverRun) (provider.Recovered, error) {
-	rec := provider.Recovered{Handle: r.in.Handle, Name: r.in.TargetName}
-	if err := json.Unmarshal(r.item.Machine, &rec.Machine); err != nil {
-		return rec, fmt.Errorf("decode description of machine %s: %w", r.item.MachineName, err)
-	}
-	for _, d := range r.item.Disks {
-		rec.Disks = append(rec.Disks, provider.DiskSource{
-			DiskID: d.ID, Size: d.Size, Socket: c.opts.Views.Socket(), Export: exportName(r.in.Handle, d.ID),
-		})
-	}
-	return rec, nil
-}
-
-// failoverStart starts the machine. From here on it is the live copy.
-func (c *Orchestrator) failoverStart(ctx context.Context, r *failoverRun) error {
-	if err := c.serveView(ctx, r.item, r.in.Handle, r.st.Point); err != nil {
-		return err
-	}
-	err := c.withSite(ctx, r.item.TargetSite(), func(site holdfast.Site, s *provider.Site) error {
-		if err := s.Target.Start(ctx, r.in.Handle); err != nil {
-			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "start machine at site", Thing: site.Name, Err: err}
-		}
-		return nil
-	})
-	if err == nil && r.st.StartedAt.IsZero() {
-		r.st.StartedAt = c.now()
-	}
-	return err
-}
-
-// failoverFinish records what came of it.
-func (c *Orchestrator) failoverFinish(ctx context.Context, step *job.Step) error {
-	var in failoverInput
-	if err := decodeInput(step, &in); err != nil {
-		return err
-	}
-	var st failoverState
-	if err := step.JobState(&st); err != nil {
-		return err
-	}
-	ending := step.Ending().State
-	it, err := c.updateItem(ctx, in.Item, func(i holdfast.Item) (holdfast.Item, error) {
-		i.CurrentJob = ""
-		if i.State != holdfast.StateFailingOver {
-			return i, nil // the task is repeated
-		}
-		switch {
-		case ending == job.Succeeded:
-			i.RecoveryPoint, i.Handle = &st.Point, in.Handle
-			i.Timeline, i.Generation = st.Timeline, st.Generation
-			return i.After(holdfast.OutcomeSucceeded)
-		case st.Generation == 0: // nothing was done to the stream: replication goes on
-			return i.After(holdfast.OutcomeCancelled)
-		default:
-			return i.After(holdfast.OutcomeFailed)
-		}
-	})
-	if err != nil {
-		return err
-	}
-	if ending != job.Succeeded {
-		return nil
-	}
-	// The server may have been away since the machine was started from it.
-	if err := c.serveView(ctx, it, in.Handle, st.Point); err != nil {
-		c.log.Error("view is not served", "item", it.Name, "error", err)
-	}
-	return step.SetResult(ctx, c.failoverResult(ctx, it, in, st))
-}
-
-func (c *Orchestrator) failoverResult(ctx context.Context, it holdfast.Item, in failoverInput, st failoverState) jobResult {
-	rto := max(0, st.StartedAt.Sub(in.RequestedAt)).Seconds()
-	res := jobResult{Item: it.ID, RTO: &rto, Point: &st.Point, MachineID: st.MachineID, MachineName: in.TargetName}
-	// Everything written until AsOf is in the timeline. Its newest point is as
-	// good as that; an older one is as old as it is.
-	reached := st.Point.Time
-	if st.Newest && st.AsOf.After(reached) {
-		reached = st.AsOf
-	}
-	rpo := max(0, in.RequestedAt.Sub(reached)).Seconds()
-	res.RPO = &rpo
-	if site, err := c.opts.Store.Site(ctx, it.ActiveSite()); err == nil {
-		res.Site = site.Name
-	}
-	return res
-}
-
-// history returns what an item can be recovered to.
-func (c *Orchestrator) history(ctx context.Context, it holdfast.Item) (holdfast.History, error) {
-	s, err := c.stream(ctx, it.Stream)
-	if err != nil {
-		return holdfast.History{}, vaultError("open stream", it.Name, err)
-	}
-	if err := refresh(ctx, s); err != nil {
-		return holdfast.History{}, vaultError("read stream", it.Name, err)
-	}
-	return historyOf(s, it.Timeline), nil
-}
-
-// refresh looks for what is new in a stream. Damage is no failure: what lies
-// before it stays usable.
-func refresh(ctx context.Context, s *vault.Stream) error {
-	if err := s.Refresh(ctx); err != nil && !errors.Is(err, vault.ErrCorrupt) {
-		return err
-	}
-	return nil
-}
-
-// historyOf translates what the vault knows into the domain's words.
-func historyOf(s *vault.Stream, tl holdfast.TimelineID) holdfast.History {
-	h := holdfast.History{Timeline: tl, Lookup: func(at time.Time) (holdfast.Position, bool) {
-		pos, err := s.Resolve(tl, at)
-		return pos, err == nil
-	}}
-	for _, p := range s.Points(tl) {
-		h.Points = append(h.Points, holdfast.RecoveryPoint{
-			ID: p.ID, Name: p.Name, Timeline: tl, Position: p.Position, Time: p.Time, Consistency: holdfast.Consistency(p.Consistency),
-		})
-	}
-	for _, r := range s.Ranges(tl) {
-		h.Ranges = append(h.Ranges, holdfast.PointRange{Timeline: tl, From: r.From, To: r.To, FromTime: r.FromTime, ToTime: r.ToTime})
-	}
-	return h
-}
-
-// serveView serves the disks of a recovery point to the target.
-func (c *Orchestrator) serveView(ctx context.Context, it holdfast.Item, handle string, p holdfast.RecoveryPoint) error {
-	missing := slices.ContainsFunc(it.Disks, func(d holdfast.Disk) bool { return !c.opts.Views.Has(exportName(handle, d.ID)) })
-	if !missing {
-		return nil
-	}
-	s, err := c.stream(ctx, it.Stream)
-	if err != nil {
-		return vaultError("open stream", it.Name, err)
-	}
-	if err := refresh(ctx, s); err != nil {
-		return vaultError("read stream", it.Name, err)
-	}
-	view, err := s.View(ctx, p.Timeline, p.Position)
-	if err != nil {
-		return vaultError("open recovery point", p.Position.String(), err)
-	}
-	for _, d := range it.Disks {
-		image, err := view.Disk(d.ID)
-		if err != nil {
-			return vaultError("open disk "+d.ID+" of recovery point", p.Position.String(), err)
-		}
-		if err := c.opts.Views.Add(exportName(handle, d.ID), image); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// dropView ends the serving of a recovery's disks.
-func (c *Orchestrator) dropView(it holdfast.Item, handle string) error {
-	var errs []error
-	for _, d := range it.Disks {
-		errs = append(errs, c.opts.Views.Remove(exportName(handle, d.ID)))
-	}
-	return errors.Join(errs...)
-}
-
-// serveViews serves again what recovered machines read from, after a restart.
-func (c *Orchestrator) serveViews(ctx context.Context) error {
-	items, err := c.opts.Store.Items(ctx)
-	if err != nil {
-		return err
-	}
-	for _, it := range items {
-		if it.Handle == "" || it.RecoveryPoint == nil {
-			continue
-		}
-		if st, err := c.targetStatus(ctx, it); err == nil && !st.NeedsView {
-			continue
-		}
-		if err := c.serveView(ctx, it, it.Handle, *it.RecoveryPoint); err != nil {
-			c.log.Error("view is not served", "item", it.Name, "error", err)
-		}
-	}
-	return nil
-}
-
-// targetStatus asks the site where an item was recovered how its machine fares.
-func (c *Orchestrator) targetStatus(ctx context.Context, it holdfast.Item) (st provider.Status, err error) {
-	err = c.withSite(ctx, it.ActiveSite(), func(_ holdfast.Site, s *provider.Site) error {
-		st, err = s.Target.Status(ctx, it.Handle)
-		return err
-	})
-	return st, err
-}
-
-// vaultError says, in the domain's words, what an error of the vault means.
-func vaultError(op, thing string, err error) error {
-	if err == nil {
-		return nil
-	}
-	e := &holdfast.Error{Kind: holdfast.KindUnavailable, Op: op, Thing: thing, Err: err,
-		Hint: "Check that the vault's directory is mounted, readable and not full"}
-	if errors.Is(err, vault.ErrCorrupt) {
-		e.Kind, e.Hint = holdfast.KindCorrupt, "Run holdfast vault verify: it names what is damaged and which points are touched"
-	}
-	if errors.Is(err, vault.ErrFenced) {
-		e.Kind, e.Hint = holdfast.KindConflict, "Another failover has taken this item over; look at its state"
-	}
-	return e
-}
-
-// exportName names the export of a disk of a recovery.
-func exportName(handle, disk string) string { return handle + "." + disk }

@@ -53,7 +53,7 @@ func (c *Orchestrator) ListPoints(ctx context.Context, idOrName string) (api.Poi
 	if it.State == holdfast.StateEnabling || it.State == holdfast.StateEnablingFailed {
 		return out, nil
 	}
-	h, err := c.history(ctx, it)
+	h, err := c.history(ctx, past(it))
 	if err != nil {
 		return out, err
 	}
@@ -92,7 +92,7 @@ func (c *Orchestrator) apiItem(ctx context.Context, it holdfast.Item, sites map[
 	out := api.Item{
 		ID: it.ID, Name: it.Name, Machine: api.MachineRef{ID: it.MachineID, Name: it.MachineName, Disks: []api.MachineDisk{}},
 		PrimarySite: sites[it.PrimarySite], RecoverySite: sites[it.RecoverySite], ActiveSite: sites[it.ActiveSite()],
-		State: string(it.State), TestState: string(it.TestState()), Direction: string(it.Direction), Policy: apiPolicy(it.Policy),
+		State: string(it.State), Direction: string(it.Direction), Policy: apiPolicy(it.Policy),
 		Health:     api.Health{Level: string(it.Health()), Findings: []api.Finding{}},
 		Stream:     api.ItemStream{ID: it.Stream.String(), Timeline: uint32(it.Timeline), Generation: uint32(it.Generation)},
 		CurrentJob: it.CurrentJob, Version: it.Version, CreatedAt: it.CreatedAt, Allowed: []string{}, Blocked: []api.BlockedOperation{},
@@ -115,10 +115,33 @@ func (c *Orchestrator) apiItem(ctx context.Context, it holdfast.Item, sites map[
 	if replicates(it.State) {
 		out.Replication = apiReplication(it, ob)
 	}
-	if it.Handle != "" && it.RecoveryPoint != nil {
+	c.apiTests(it, sites, &out)
+	if it.RecoveryPoint != nil {
 		out.Recovery = c.apiRecovery(ctx, it, ob, sites)
 	}
 	return out
+}
+
+// apiTests shows the test failovers of an item.
+func (c *Orchestrator) apiTests(it holdfast.Item, sites map[string]string, out *api.Item) {
+	out.Test = api.ItemTest{State: string(it.TestState()), Open: []api.Test{}}
+	for _, t := range it.Tests {
+		shown := api.Test{Name: t.Name, Handle: t.Handle, State: string(t.State), Site: sites[t.Site], Network: t.Network, Job: t.Job,
+			StartedAt: t.StartedAt, Verified: t.Verified}
+		if t.Point.Position != 0 {
+			p := apiPoint(t.Point)
+			shown.Point = &p
+		}
+		if t.Ready > 0 {
+			s := t.Ready.Seconds()
+			shown.ReadySeconds = &s
+		}
+		out.Test.Open = append(out.Test.Open, shown)
+	}
+	if l := it.LastTest; l != nil {
+		p := apiPoint(l.Point)
+		out.Test.Last = &api.LastTest{At: l.At, Passed: l.Passed, Point: &p, ReadySeconds: l.Ready.Seconds(), Note: l.Note, Job: l.Job, SuccessAt: l.Success}
+	}
 }
 
 // withDetail adds what is known of an occurrence to the cause of its kind.
@@ -155,7 +178,8 @@ func apiReplication(it holdfast.Item, ob observation) *api.Replication {
 }
 
 func (c *Orchestrator) apiRecovery(ctx context.Context, it holdfast.Item, ob observation, sites map[string]string) *api.Recovery {
-	out := &api.Recovery{Site: sites[it.ActiveSite()], MachineName: it.MachineName, Power: string(provider.PowerUnknown), Point: apiPoint(*it.RecoveryPoint), NeedsView: true}
+	up := it.CopyAt(it.ActiveSite())
+	out := &api.Recovery{Site: sites[it.ActiveSite()], MachineID: up.MachineID, MachineName: up.Name, Power: string(provider.PowerUnknown), Point: apiPoint(*it.RecoveryPoint), NeedsView: up.Handle != ""}
 	if st := ob.recovery; st != nil {
 		out.Power, out.MachineID, out.StartedAt = string(st.Power), st.MachineID, st.StartedAt
 		out.HydratedBytes, out.TotalBytes, out.NeedsView = st.Hydrated, st.Total, st.NeedsView

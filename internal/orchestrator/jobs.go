@@ -155,7 +155,7 @@ func apiResult(raw json.RawMessage) *api.JobResult {
 		return nil
 	}
 	out := &api.JobResult{
-		Item: r.Item, RPOSeconds: r.RPO, RTOSeconds: r.RTO, MachineID: r.MachineID, MachineName: r.MachineName, Site: r.Site, Verify: r.Verify,
+		Item: r.Item, RPOSeconds: r.RPO, RTOSeconds: r.RTO, MachineID: r.MachineID, MachineName: r.MachineName, Site: r.Site, Verify: r.Verify, Proved: r.Proved, MovedBytes: r.Moved, Test: r.Test,
 	}
 	if r.Point != nil {
 		p := apiPoint(*r.Point)

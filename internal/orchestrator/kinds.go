@@ -22,18 +22,19 @@ func (c *Orchestrator) hydrateKind() job.Kind {
 			{Name: "hydrate", Title: "Copy what is still read from the vault", Run: c.withItem(c.hydrate),
 				Retry: job.Retry{Attempts: 5, Delay: 2 * time.Second}},
 			{Name: "detach", Title: "Stop serving the view", Run: c.withItem(func(_ context.Context, _ *job.Step, it holdfast.Item) error {
-				return c.dropView(it, it.Handle)
+				return c.dropView(it, it.CopyAt(it.ActiveSite()).Handle)
 			})},
 		},
 	}
 }
 
 func (c *Orchestrator) hydrate(ctx context.Context, step *job.Step, it holdfast.Item) error {
-	if it.Handle == "" {
+	handle := it.CopyAt(it.ActiveSite()).Handle
+	if handle == "" {
 		return job.Skip("the item has no recovered machine any more")
 	}
 	return c.withSite(ctx, it.ActiveSite(), func(site holdfast.Site, s *provider.Site) error {
-		err := s.Target.Hydrate(ctx, it.Handle, func(done, total int64) { step.Progress(done, total, "bytes") })
+		err := s.Target.Hydrate(ctx, handle, func(done, total int64) { step.Progress(done, total, "bytes") })
 		if err != nil && ctx.Err() == nil {
 			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "hydrate machine at site", Thing: site.Name, Err: err,
 				Hint: "The machine goes on reading from the vault meanwhile; keep the server up"}

@@ -82,6 +82,8 @@ func (c *Orchestrator) observe(ctx context.Context, it holdfast.Item) observatio
 		seen.VaultUnreachable = vaultSeen.VaultUnreachable
 	}
 	seen.VaultDamaged = vaultSeen.VaultDamaged
+	seen.AppPointFailed = c.lastAppPoint(it.ID)
+	seen.TwoLiveCopies, seen.NotGuarded = c.watchLeftBehind(ctx, it)
 	c.judge(ctx, it, &ob, seen)
 	c.mu.Lock()
 	old := c.observed[it.ID].status
@@ -184,7 +186,7 @@ func (c *Orchestrator) judge(ctx context.Context, it holdfast.Item, ob *observat
 		}
 		ob.status.Backlog = ob.gateway.Backlog
 	}
-	if it.Handle != "" {
+	if it.CopyAt(it.ActiveSite()).Handle != "" {
 		if st, err := c.targetStatus(ctx, it); err == nil {
 			ob.recovery, seen.NeedsView = &st, st.NeedsView
 		}
@@ -218,23 +220,25 @@ func (c *Orchestrator) applyReady(ctx context.Context, id string, ob observation
 
 // tend starts what has to be done for an item without being asked.
 func (c *Orchestrator) tend(ctx context.Context, it holdfast.Item, ob observation) {
-	if it.Handle == "" || it.RecoveryPoint == nil || it.CurrentJob != "" || ob.recovery == nil {
+	c.scheduleAppPoint(ctx, it, ob)
+	handle := it.CopyAt(it.ActiveSite()).Handle
+	if handle == "" || it.RecoveryPoint == nil || it.CurrentJob != "" && it.State != holdfast.StateReprotecting || ob.recovery == nil {
 		return
 	}
 	if !ob.recovery.NeedsView {
-		if err := c.dropView(it, it.Handle); err != nil {
+		if err := c.dropView(it, handle); err != nil {
 			c.log.Warn("view is not closed", "item", it.Name, "error", err)
 		}
 		return
 	}
-	if err := c.serveView(ctx, it, it.Handle, *it.RecoveryPoint); err != nil {
+	if err := c.serveView(ctx, it, handle, *it.RecoveryPoint); err != nil {
 		c.log.Error("view is not served", "item", it.Name, "error", err)
 		return
 	}
 	if ob.recovery.Power != provider.PowerRunning {
 		return
 	}
-	_, err := c.engine.Submit(ctx, kindHydrate, "hydrate/"+it.Handle, itemInput{Item: it.ID})
+	_, err := c.engine.Submit(ctx, kindHydrate, "hydrate/"+handle, itemInput{Item: it.ID})
 	if err != nil && !errors.Is(err, job.ErrBusy) {
 		c.log.Error("hydration is not started", "item", it.Name, "error", err)
 	}

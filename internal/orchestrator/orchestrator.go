@@ -75,6 +75,9 @@ type Gateway interface {
 	Status(ctx context.Context, item string) (gateway.Status, error)
 	// Point makes what was received a recovery point, in the vault on return.
 	Point(ctx context.Context, item, name string) (gateway.PointReply, error)
+	// Mark makes a recovery point of a consistency that the caller has brought
+	// about, placed on return, in the vault later.
+	Mark(ctx context.Context, item, name string, consistency holdfast.Consistency) (gateway.PointReply, error)
 }
 
 // Views serves disks of views to targets; *recovery.Exports does.
@@ -96,6 +99,7 @@ type Options struct {
 	Vault    *vault.Vault
 	VaultRef gateway.VaultRef
 	Views    Views
+	Pictures Pictures
 	// Gateway returns the gateway at an address; "" is the server's own.
 	Gateway func(address string) (Gateway, error)
 	// OpenSite opens a site with its provider.
@@ -104,6 +108,9 @@ type Options struct {
 	VaultLocation string
 	VaultFree     func() (int64, error)
 	Tuning        gateway.Tuning
+	// Confirm fails if another server may have taken the vault over: it is asked
+	// before a machine is started. Nil: never.
+	Confirm func(ctx context.Context) error
 	// Publish tells who follows what happens; nil: nobody.
 	Publish func(api.Event)
 	// Observe is how often items are looked at. Default 500 ms.
@@ -120,12 +127,16 @@ type Orchestrator struct {
 	log    *slog.Logger
 	now    func() time.Time
 	engine *job.Engine
+	kinds  []job.Kind
 
 	// mu guards what was observed last.
 	mu       sync.Mutex
 	observed map[string]observation
-	streams  map[holdfast.StreamID]*vault.Stream
-	verified *verifyOutcome
+	guards   map[string]guardSeen // by item
+	// appPoints is how the last application-consistent point of an item went.
+	appPoints map[string]appPoint
+	streams   map[holdfast.StreamID]*vault.Stream
+	verified  *verifyOutcome
 }
 
 // New returns an orchestrator that does nothing before Run.
@@ -141,11 +152,13 @@ func New(o Options) (*Orchestrator, error) {
 	}
 	c := &Orchestrator{
 		opts: o, log: o.Logger, now: o.Now,
-		observed: map[string]observation{}, streams: map[holdfast.StreamID]*vault.Stream{},
+		observed: map[string]observation{}, guards: map[string]guardSeen{}, appPoints: map[string]appPoint{}, streams: map[holdfast.StreamID]*vault.Stream{},
 	}
 	c.engine = job.New(o.Jobs, job.Options{Logger: o.Logger, Now: o.Now, Hook: o.JobHook})
-	err := c.engine.Register(c.protectKind(), c.failoverKind(), c.hydrateKind(), c.disableKind(), c.verifyKind())
-	return c, err
+	kinds := append(c.failoverKinds(), c.protectKind(), c.hydrateKind(), c.disableKind(), c.verifyKind(), c.commitKind(), c.undoKind(),
+		c.reprotectKind(), c.resyncKind(), c.testKind(), c.cleanUpKind(), c.pointKind())
+	c.kinds = kinds
+	return c, c.engine.Register(kinds...)
 }
 
 // Run serves again the views that recovered machines read from, goes on with

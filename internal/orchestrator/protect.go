@@ -18,7 +18,7 @@ import (
 // The kinds of jobs.
 const (
 	kindProtect  = "protect"
-	kindFailover = "failover"
+	kindFailover = string(holdfast.OpFailover)
 	kindHydrate  = "hydrate"
 	kindDisable  = "disable"
 	kindVerify   = "vault_verify"
@@ -216,6 +216,11 @@ func (c *Orchestrator) protectCheck(ctx context.Context, _ *job.Step, it holdfas
 	if err != nil {
 		return err
 	}
+	return c.reachGateway(ctx, it)
+}
+
+// reachGateway fails if the gateway beside the item's machine does not answer.
+func (c *Orchestrator) reachGateway(ctx context.Context, it holdfast.Item) error {
 	g, site, err := c.gatewayOf(ctx, it)
 	if err != nil {
 		return err
@@ -247,7 +252,7 @@ func (c *Orchestrator) protectOrder(ctx context.Context, _ *job.Step, it holdfas
 	if err != nil {
 		return err
 	}
-	if err := g.Put(ctx, c.order(it, site)); err != nil {
+	if err := g.Put(ctx, c.order(it, site, it.CopyAt(it.ActiveSite()).MachineID)); err != nil {
 		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "give order to gateway of site", Thing: site.Name, Err: err}
 	}
 	_, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
@@ -260,10 +265,10 @@ func (c *Orchestrator) protectOrder(ctx context.Context, _ *job.Step, it holdfas
 }
 
 // order returns what the gateway shall do for an item.
-func (c *Orchestrator) order(it holdfast.Item, site holdfast.Site) gateway.Order {
+func (c *Orchestrator) order(it holdfast.Item, site holdfast.Site, machine string) gateway.Order {
 	o := gateway.Order{
 		Item: it.ID, Stream: it.Stream, Timeline: it.Timeline, Generation: it.Generation, Vault: c.opts.VaultRef,
-		Site: gateway.SiteRef{Provider: site.Provider, Settings: site.Settings}, MachineID: it.MachineID, Tuning: c.opts.Tuning,
+		Site: gateway.SiteRef{Provider: site.Provider, Settings: site.Settings}, MachineID: machine, Tuning: c.opts.Tuning,
 	}
 	if p := it.Policy.WithDefaults().PointInterval; p > 0 {
 		o.Tuning.PointInterval = p

@@ -28,6 +28,9 @@ func (c *Orchestrator) settleItems(ctx context.Context) error {
 }
 
 func (c *Orchestrator) settleItem(ctx context.Context, it holdfast.Item) error {
+	if err := c.settleTests(ctx, it); err != nil {
+		return err
+	}
 	unfinished, err := c.engine.List(ctx, job.Filter{Subject: it.ID, Unfinished: true, Limit: 1})
 	if err != nil || len(unfinished) > 0 {
 		return err
@@ -47,8 +50,41 @@ func (c *Orchestrator) settleItem(ctx context.Context, it holdfast.Item) error {
 		_, err = c.engine.Submit(ctx, kindDisable, it.ID, disableInput{Item: it.ID})
 	case holdfast.StateFailingOver:
 		err = c.giveUpFailover(ctx, it)
+	case holdfast.StateCommitting:
+		_, err = c.engine.Submit(ctx, string(holdfast.OpCommit), it.ID, itemInput{Item: it.ID})
+	case holdfast.StateReprotecting:
+		_, err = c.engine.Submit(ctx, string(holdfast.OpReprotect), it.ID, itemInput{Item: it.ID})
+	case holdfast.StateUndoingFailover:
+		_, err = c.engine.Submit(ctx, string(holdfast.OpUndoFailover), it.ID, itemInput{Item: it.ID})
+	case holdfast.StateChangingPoint:
+		_, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
+			if i.State != holdfast.StateChangingPoint || i.CurrentJob != "" {
+				return i, nil
+			}
+			return i.After(holdfast.OutcomeFailed)
+		})
 	}
 	return err
+}
+
+// settleTests puts test failovers right whose job was never recorded.
+func (c *Orchestrator) settleTests(ctx context.Context, it holdfast.Item) error {
+	for _, t := range it.Tests {
+		if t.State != holdfast.TestStarting {
+			continue
+		}
+		unfinished, err := c.engine.List(ctx, job.Filter{Subject: testSubject(t.Handle), Unfinished: true, Limit: 1})
+		if err != nil {
+			return err
+		}
+		if len(unfinished) > 0 {
+			continue
+		}
+		if err := c.changeTest(ctx, it.ID, t.Handle, func(t *holdfast.Test) { t.State = holdfast.TestFailed }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // giveUpFailover leads an item out of a failover whose job was never recorded:

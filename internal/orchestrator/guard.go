@@ -1,0 +1,163 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/provider"
+)
+
+// guardEvery is how often it is looked whether a machine that was left behind by
+// a failover is off and guarded.
+const guardEvery = 5 * time.Second
+
+// guard keeps the item's machine at a site from running: it is guarded against
+// being started, then the power is taken away if it runs.
+func (c *Orchestrator) guard(ctx context.Context, it holdfast.Item, at, active string) error {
+	left := it.CopyAt(at)
+	if left.MachineID == "" {
+		return nil
+	}
+	return c.withSite(ctx, at, func(site holdfast.Site, s *provider.Site) error {
+		if s.Power == nil {
+			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "guard machine", Thing: left.Name,
+				Cause: "the provider of site " + site.Name + " cannot guard machines", Hint: "Make sure that nobody starts it there"}
+		}
+		if err := s.Power.Guard(ctx, left.MachineID, c.guardReason(ctx, it, active)); err != nil {
+			if errors.Is(err, provider.ErrNotFound) {
+				return nil // gone with its site's storage
+			}
+			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "guard machine " + left.Name + " at site", Thing: site.Name, Err: err}
+		}
+		return c.killIfRunning(ctx, s, left)
+	})
+}
+
+// guardReason is what somebody reads who tries to start the machine.
+func (c *Orchestrator) guardReason(ctx context.Context, it holdfast.Item, active string) string {
+	where := active
+	if site, err := c.opts.Store.Site(ctx, active); err == nil {
+		where = site.Name
+	}
+	return fmt.Sprintf("Holdfast: item %s works at site %s; see holdfast item show %s", it.Name, where, it.Name)
+}
+
+func (c *Orchestrator) killIfRunning(ctx context.Context, s *provider.Site, m holdfast.Copy) error {
+	if s.Inventory == nil || s.Source == nil {
+		return nil
+	}
+	now, err := s.Inventory.Machine(ctx, m.MachineID)
+	if errors.Is(err, provider.ErrNotFound) || err == nil && now.Power == provider.PowerOff {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.Source.Kill(ctx, m.MachineID); err != nil && !errors.Is(err, provider.ErrNotRunning) {
+		return fmt.Errorf("switch off machine %s: %w", m.Name, err)
+	}
+	return nil
+}
+
+// switchOff guards the machine at a site and takes its power away.
+func (c *Orchestrator) switchOff(ctx context.Context, s *provider.Site, it holdfast.Item, at string) error {
+	left := it.CopyAt(at)
+	active := it.PrimarySite
+	if at == active {
+		active = it.RecoverySite
+	}
+	if err := s.Power.Guard(ctx, left.MachineID, c.guardReason(ctx, it, active)); err != nil {
+		return err
+	}
+	return c.killIfRunning(ctx, s, left)
+}
+
+// leftBehind says whether the item has a machine at the site that is not the
+// active one, which must not run.
+func leftBehind(it holdfast.Item) (site string, ok bool) {
+	switch it.State {
+	case holdfast.StateCommitPending, holdfast.StateCommitting, holdfast.StateCommitFailed, holdfast.StateCommitted,
+		holdfast.StateReprotecting, holdfast.StateReprotectFailed, holdfast.StateInitialReplication, holdfast.StateProtected, holdfast.StateReplicationBroken:
+		site = it.TargetSite()
+		return site, it.CopyAt(site).MachineID != ""
+	}
+	return "", false
+}
+
+// watchLeftBehind looks whether a machine that was left behind runs, switches it
+// off, and guards it if it was not reached before.
+func (c *Orchestrator) watchLeftBehind(ctx context.Context, it holdfast.Item) (twoLive, notGuarded string) {
+	site, ok := leftBehind(it)
+	if !ok {
+		return "", ""
+	}
+	c.mu.Lock()
+	old := c.guards[it.ID]
+	c.mu.Unlock()
+	if c.now().Sub(old.at) < guardEvery {
+		return old.twoLive, old.notGuarded
+	}
+	g := guardSeen{at: c.now()}
+	ctx, cancel := context.WithTimeout(ctx, guardWait/3)
+	defer cancel()
+	left := it.CopyAt(site)
+	err := c.withSite(ctx, site, func(rec holdfast.Site, s *provider.Site) error {
+		if s.Power == nil || s.Inventory == nil {
+			g.notGuarded = "the provider of site " + rec.Name + " cannot guard machines"
+			return nil
+		}
+		m, err := s.Inventory.Machine(ctx, left.MachineID)
+		if errors.Is(err, provider.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if m.Power != provider.PowerOff {
+			g.twoLive = fmt.Sprintf("machine %s was found running at site %s at %s and is switched off; what it wrote is on its disks",
+				left.Name, rec.Name, c.now().UTC().Format(time.DateTime))
+			c.log.Error("two copies of a machine run", "item", it.Name, "site", rec.Name, "machine", left.Name)
+		}
+		reason, err := s.Power.Guarded(ctx, left.MachineID)
+		if err != nil {
+			return err
+		}
+		if reason == "" || m.Power != provider.PowerOff {
+			if err := s.Power.Guard(ctx, left.MachineID, c.guardReason(ctx, it, it.ActiveSite())); err != nil {
+				return err
+			}
+		}
+		return c.killIfRunning(ctx, s, left)
+	})
+	if err != nil {
+		g.notGuarded = err.Error()
+	}
+	if g.twoLive != "" {
+		if err := c.forgetEqual(ctx, it.ID, site); err != nil {
+			c.log.Error("item is not changed", "item", it.Name, "error", err)
+		}
+	} else if old.twoLive != "" && c.now().Sub(old.since) < twoLiveShown {
+		g.twoLive, g.since = old.twoLive, old.since
+	}
+	if g.twoLive != "" && g.since.IsZero() {
+		g.since = g.at
+	}
+	c.mu.Lock()
+	c.guards[it.ID] = g
+	c.mu.Unlock()
+	return g.twoLive, g.notGuarded
+}
+
+// twoLiveShown is for how long it stays a finding that two copies ran.
+const twoLiveShown = 24 * time.Hour
+
+// guardSeen is what was seen of a machine that was left behind.
+type guardSeen struct {
+	at         time.Time
+	since      time.Time // of twoLive
+	twoLive    string
+	notGuarded string
+}

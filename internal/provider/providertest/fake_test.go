@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/holdfast-dr/holdfast/internal/block"
 	"github.com/holdfast-dr/holdfast/internal/provider"
 	"github.com/holdfast-dr/holdfast/internal/provider/providertest"
 )
@@ -21,8 +22,13 @@ func harness(f *providertest.Fake) providertest.Harness {
 			f.AddMachine(providertest.FakeMachine("id-victim", "victim", "vda"))
 			return "id-victim"
 		},
+		WithAgent: func(*testing.T) string {
+			f.AddMachine(providertest.FakeMachine("id-agent", "agent", "vda"))
+			f.SetAgent("id-agent", 1)
+			return "id-agent"
+		},
 		View: func(_ *testing.T, o providertest.ServeOptions) *providertest.View {
-			return providertest.NewView(provider.DiskSource{DiskID: o.DiskID, Size: o.Size, Socket: "/nowhere", Export: o.DiskID}, nil, nil)
+			return providertest.NewView(provider.DiskSource{DiskID: o.DiskID, Size: o.Size, Socket: "/nowhere", Export: o.DiskID}, providertest.Content(o.Size, o.Seed), nil)
 		},
 		Leftovers: func(*testing.T) []string { return f.Handles() },
 	}
@@ -33,6 +39,20 @@ func TestFakePassesSuite(t *testing.T) {
 	f := providertest.NewFake("a", nil)
 	f.AddMachine(providertest.FakeMachine("id-web", "web", "vda", "vdb"))
 	f.AddMachine(providertest.FakeMachine("id-db", "db", "vda"))
+	f.SetViews(func(ctx context.Context, s provider.DiskSource) (block.Image, error) {
+		d, err := block.NewMemDisk(s.Size)
+		if err != nil {
+			return nil, err
+		}
+		// As the suite has it: the seed is the number of the disk.
+		content := providertest.Content(s.Size, uint64(s.DiskID[2]-'a'+1))
+		for off := int64(0); off < s.Size && err == nil; off += 1 << 20 {
+			if off>>20%4 != 3 {
+				err = d.WriteAt(ctx, content[off:off+1<<20], off)
+			}
+		}
+		return d, err
+	})
 	providertest.Run(t, harness(f))
 }
 

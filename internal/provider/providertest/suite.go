@@ -20,9 +20,13 @@ type Harness struct {
 	Open func(t *testing.T) *provider.Site
 	// Running names a machine that runs at the site and may be watched, never stopped.
 	Running string
-	// Victim makes a running machine that the suite may kill, and returns its
-	// id; nil leaves out the tests of Kill.
+	// Victim makes a running machine of the site's own that the suite may kill,
+	// start and guard, and returns its id; nil leaves out the tests of Kill and
+	// those of Power with such a machine.
 	Victim func(t *testing.T) string
+	// WithAgent makes a running machine whose guest agent answers, and returns
+	// its id; nil leaves out the tests with an agent.
+	WithAgent func(t *testing.T) string
 	// View serves a disk of pseudo-random content, read-only; nil makes Serve
 	// do it with qemu-nbd.
 	View func(t *testing.T, o ServeOptions) *View
@@ -56,6 +60,10 @@ func Run(t *testing.T, h Harness) {
 	t.Run("Inventory", func(t *testing.T) { h.inventory(t) })
 	t.Run("Source", func(t *testing.T) { h.source(t) })
 	t.Run("Target", func(t *testing.T) { h.target(t) })
+	t.Run("Power", func(t *testing.T) { h.power(t) })
+	t.Run("Replica", func(t *testing.T) { h.replica(t) })
+	t.Run("Agent", func(t *testing.T) { h.agent(t) })
+	t.Run("Console", func(t *testing.T) { h.console(t) })
 }
 
 // open returns a context of the test's own bound and the site, closed at the end.

@@ -46,9 +46,13 @@ type Definition struct {
 	NICs    []NICDef  `json:"nics,omitempty"`
 	Serial  string    `json:"serial,omitempty"`
 	QMP     string    `json:"qmp"`
+	Agent   string    `json:"agent,omitempty"`
 	PIDFile string    `json:"pidfile"`
+	Display bool      `json:"display,omitempty"`
 	Extra   []string  `json:"extra,omitempty"`
 	Handle  string    `json:"handle,omitempty"` // of the recovery that made it
+
+	dir string // where it was loaded from
 }
 
 // DiskDef is a disk in a Definition.
@@ -93,6 +97,8 @@ func (d Definition) Validate() error {
 		return fmt.Errorf("machine %s has no qmp socket or pidfile", d.Name)
 	case len(d.QMP) > maxSocketPath:
 		return fmt.Errorf("monitor socket %s of machine %s: path is longer than %d bytes; use a shorter directory", d.QMP, d.Name, maxSocketPath)
+	case len(d.Agent) > maxSocketPath:
+		return fmt.Errorf("agent socket %s of machine %s: path is longer than %d bytes; use a shorter directory", d.Agent, d.Name, maxSocketPath)
 	}
 	seen := map[string]bool{}
 	for _, disk := range d.Disks {
@@ -156,6 +162,7 @@ func loadDefinition(dir, name string) (Definition, error) {
 	if d.Name != name {
 		return d, fmt.Errorf("definition %s is of a machine named %q; rename the file or the machine", path, d.Name)
 	}
+	d.dir = dir
 	return d, nil
 }
 
@@ -197,19 +204,23 @@ func definitionNames(dir string) ([]string, error) {
 	return names, nil
 }
 
-// saveJSON replaces a file as a whole; it is durable when it returns. With
-// exclusive the file must not exist yet, else fs.ErrExist.
+// saveJSON and saveFile replace a file as a whole; it is durable when they
+// return. With exclusive the file must not exist yet, else fs.ErrExist.
 func saveJSON(path string, v any, exclusive bool) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return err
 	}
+	return saveFile(path, append(b, '\n'), exclusive)
+}
+
+func saveFile(path string, b []byte, exclusive bool) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name())
-	_, err = f.Write(append(b, '\n'))
+	_, err = f.Write(b)
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}

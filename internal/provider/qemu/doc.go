@@ -21,6 +21,8 @@
 //	  "nics": [{"id": "net0", "mac": "52:54:00:…", "network": "user"}],
 //	  "serial": "/logs/web.log",          appended to
 //	  "qmp": "/run/web.qmp",              monitor socket, Holdfast's own
+//	  "agent": "/run/web.qga",            guest agent's socket, Holdfast's own; "" is none
+//	  "display": true,                    a screen, of which pictures can be taken
 //	  "pidfile": "/run/web.pid",
 //	  "extra": ["-device", "…"]           more arguments for QEMU
 //	}
@@ -28,7 +30,8 @@
 // Networks are "user" (QEMU's own NAT), "restricted" (the same without a way
 // out) and "none" (unplugged). Whoever starts such a machine by other means
 // than StartMachine must give QEMU the same monitor socket, pid file and device
-// ids.
+// ids, and must not start it while NAME.guard lies beside its definition: that is
+// a guarded machine, and the file has the reason.
 //
 // A recovered machine has a directory recovered/HANDLE with its state, overlays
 // and hydrated disks, and a machine file like any other, which has a "handle"

@@ -72,6 +72,14 @@ func (d Definition) arguments() []string {
 	for _, n := range d.NICs {
 		args = append(args, n.arguments()...)
 	}
+	// After disks and interfaces, so that these keep their places on the bus.
+	if d.Agent != "" {
+		args = append(args, "-chardev", "socket,id=hf-agent,server=on,wait=off,path="+strings.ReplaceAll(d.Agent, ",", ",,"),
+			"-device", "virtio-serial-pci,id=hf-serial", "-device", "virtserialport,bus=hf-serial.0,chardev=hf-agent,name="+agentChannel)
+	}
+	if d.Display {
+		args = append(args, "-device", "VGA,id=hf-vga")
+	}
 	return append(args, d.Extra...)
 }
 
@@ -133,7 +141,10 @@ func (n NICDef) arguments() []string {
 	if n.Network == networkNone {
 		return []string{"-device", mustJSON(dev)}
 	}
-	back := map[string]any{"type": "user", "id": n.ID + "-b", "restrict": n.Network == networkRestricted}
+	back := map[string]any{"type": "user", "id": n.ID + "-b"}
+	if n.Network == networkRestricted {
+		back["restrict"], back["ipv6"] = true, false
+	}
 	dev["netdev"] = n.ID + "-b"
 	return []string{"-netdev", mustJSON(back), "-device", mustJSON(dev)}
 }
@@ -182,14 +193,47 @@ func (d Definition) pid() (int, error) {
 	return 0, nil
 }
 
+// lockPower locks the machine against being started, guarded and having its
+// disks opened at the same time, by this process and others. The caller closes
+// the file, which unlocks.
+func (d Definition) lockPower(ctx context.Context) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(d.PIDFile), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(d.PIDFile+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(ctx, f); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+	}
+	return f, nil
+}
+
 // spawn starts QEMU and returns when it has opened its disks and monitor. It
-// is no error if the machine runs. QEMU locks the pid file, so that there is
-// never a second process, whoever else starts it.
-func (d Definition) spawn(ctx context.Context) error {
+// is no error if the machine runs; a guarded one is not started. QEMU locks the
+// pid file, so that there is never a second process, whoever else starts it.
+func (d Definition) spawn(ctx context.Context) (err error) {
 	if pid, err := d.pid(); pid != 0 || err != nil {
 		return err
 	}
-	for _, path := range []string{d.QMP, d.PIDFile, d.Serial} {
+	lock, err := d.lockPower(ctx)
+	if err != nil {
+		return fmt.Errorf("start machine %s: %w", d.Name, err)
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	if pid, err := d.pid(); pid != 0 || err != nil {
+		return err
+	}
+	if err := d.checkGuard(); err != nil {
+		return err
+	}
+	return d.launch(ctx)
+}
+
+// launch starts QEMU, with the power locked.
+func (d Definition) launch(ctx context.Context) error {
+	for _, path := range []string{d.QMP, d.Agent, d.Serial} {
 		if path == "" {
 			continue
 		}
@@ -257,7 +301,7 @@ func (d Definition) monitor() (provider.Monitor, error) {
 }
 
 // StartMachine starts the machine that is defined in a site's directory. It is
-// no error if it runs.
+// no error if it runs; provider.ErrGuarded if it is guarded.
 func StartMachine(ctx context.Context, dir, name string) error {
 	d, err := loadDefinition(dir, name)
 	if err != nil {

@@ -29,6 +29,10 @@ var (
 	_ provider.Inventory = (*site)(nil)
 	_ provider.Source    = (*site)(nil)
 	_ provider.Target    = (*site)(nil)
+	_ provider.Replica   = (*site)(nil)
+	_ provider.Agent     = (*site)(nil)
+	_ provider.Console   = (*site)(nil)
+	_ provider.Power     = power{}
 )
 
 // Open opens a site from its settings. The directory must exist.
@@ -54,5 +58,8 @@ func Open(_ context.Context, settings json.RawMessage) (*provider.Site, error) {
 		return nil, fmt.Errorf("open qemu site: %s is not a directory", dir)
 	}
 	sv := &site{dir: dir}
-	return &provider.Site{Inventory: sv, Source: sv, Target: sv, Close: func() error { return nil }}, nil
+	return &provider.Site{
+		Inventory: sv, Source: sv, Target: sv, Power: power{sv}, Replica: sv, Agent: sv, Console: sv,
+		Close: func() error { return nil },
+	}, nil
 }

@@ -214,6 +214,7 @@ func (r *recovery) plan() (Definition, error) {
 	d := Definition{
 		Name: want.Name, ID: r.MachineID, CPUs: max(want.Machine.CPUs, 1), Memory: want.Machine.Memory, Handle: want.Handle,
 		QMP: r.path("qmp.sock"), PIDFile: r.path("pid"), Serial: r.path("serial.log"),
+		Agent: r.path("qga.sock"), Display: true,
 	}
 	if d.Memory < 1<<20 {
 		d.Memory = 512 << 20
@@ -284,6 +285,12 @@ func (s *site) Start(ctx context.Context, handle string) (err error) {
 		return err
 	}
 	mon := perCommand{socket: d.QMP}
+	if err := d.checkGuard(); err != nil { // a machine that runs goes on, one that is paused does not
+		if st, serr := queryStatus(ctx, mon); serr != nil || !st.Running {
+			return errors.Join(err, serr)
+		}
+		return nil
+	}
 	if r.Switching {
 		return r.finishSwitch(ctx, d, mon)
 	}
@@ -393,6 +400,9 @@ func (s *site) Remove(ctx context.Context, handle string) error {
 		err = nil // never defined, or removed already
 	case err == nil:
 		if err = d.kill(ctx); err == nil {
+			err = d.unguard() // first, so that no later machine of the name inherits it
+		}
+		if err == nil {
 			err = os.Remove(definitionPath(s.dir, d.Name))
 		}
 	}

@@ -27,6 +27,10 @@ var (
 	ErrGuarded = errors.New("machine is guarded against being started")
 	// ErrNoAgent says that no guest agent answers in a machine.
 	ErrNoAgent = errors.New("no guest agent answers")
+	// ErrFrozen says that a freeze failed and could not be undone either, as when
+	// a hook of the guest hangs: its file systems are frozen, or will be when the
+	// hook ends. Thaw must be repeated until it succeeds or the machine is off.
+	ErrFrozen = errors.New("file systems of the guest may be frozen")
 )
 
 // Site is a place with machines, as its provider presents it.
@@ -226,12 +230,15 @@ type ReplicaDisk interface {
 }
 
 // Agent speaks with the guest agent inside a running machine. No call waits
-// longer than its context; a machine without an agent is ErrNoAgent.
+// longer than its context, but for what Freeze undoes; a machine without an
+// agent is ErrNoAgent. Whoever freezes and may be killed before it thaws, thaws
+// when it is started again.
 type Agent interface {
 	// Ping returns nil if the agent answers.
 	Ping(ctx context.Context, machineID string) error
 	// Freeze has the guest run its freeze hooks and freeze its file systems, and
-	// returns how many. If it fails, or ctx ends, it has tried to thaw again.
+	// returns how many. If it fails, or ctx ends, it has tried to thaw again, for
+	// which it may take some seconds more than ctx has; ErrFrozen if that failed.
 	Freeze(ctx context.Context, machineID string) (fileSystems int, err error)
 	// Thaw thaws them and runs the hooks again; it is no error if none is frozen.
 	Thaw(ctx context.Context, machineID string) error

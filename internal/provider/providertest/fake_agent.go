@@ -32,7 +32,8 @@ var (
 // SetAgent gives a machine a guest agent that freezes so many file systems, or
 // with 0 takes it away. A Fault of "Freeze" with a Delay is a freeze that hangs
 // until its context ends; with After, one whose answer is lost. In both cases
-// the guest is thawed, as the contract has it, unless "Thaw" fails as well.
+// the guest is thawed, as the contract has it, unless "Thaw" fails as well,
+// which makes it ErrFrozen.
 func (f *Fake) SetAgent(machineID string, fileSystems int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -111,7 +112,10 @@ func (r fakeAgent) Freeze(ctx context.Context, machineID string) (fileSystems in
 	if errors.Is(err, provider.ErrNoAgent) || errors.Is(err, provider.ErrNotRunning) || errors.Is(err, provider.ErrNotFound) {
 		return 0, err
 	}
-	return 0, errors.Join(err, r.Thaw(context.WithoutCancel(ctx), machineID))
+	if terr := r.Thaw(context.WithoutCancel(ctx), machineID); terr != nil {
+		err = fmt.Errorf("%w; %w: %w", err, provider.ErrFrozen, terr)
+	}
+	return 0, err
 }
 
 func (r fakeAgent) Thaw(ctx context.Context, machineID string) error {

@@ -174,6 +174,27 @@ func TestLostHostClosesDisks(t *testing.T) {
 	}
 }
 
+func TestThawFailsAsWell(t *testing.T) {
+	t.Parallel()
+	f, s := newWeb(t)
+	f.SetPower("id-web", provider.PowerRunning)
+	f.SetAgent("id-web", 2)
+	boom := errors.New("boom")
+	f.Script(providertest.Fault{Method: "Freeze", Err: boom, After: true}, providertest.Fault{Method: "Thaw", Call: 1, Err: boom})
+	if _, err := s.Agent.Freeze(t.Context(), "id-web"); !errors.Is(err, provider.ErrFrozen) || !errors.Is(err, boom) {
+		t.Errorf("Freeze: %v, want ErrFrozen", err)
+	}
+	if frozen, _ := f.Frozen("id-web"); !frozen {
+		t.Error("the guest is not frozen")
+	}
+	if err := s.Agent.Thaw(t.Context(), "id-web"); err != nil {
+		t.Error(err)
+	}
+	if frozen, times := f.Frozen("id-web"); frozen || times != 1 {
+		t.Errorf("frozen %t, %d times", frozen, times)
+	}
+}
+
 // TestFreezeNeverStays lets freezes fail in all ways.
 func TestFreezeNeverStays(t *testing.T) {
 	t.Parallel()

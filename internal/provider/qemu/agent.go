@@ -75,7 +75,11 @@ func (s *site) Freeze(ctx context.Context, machineID string) (fileSystems int, e
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), thawPatience)
 	defer cancel()
-	return 0, errors.Join(err, d.thaw(ctx))
+	thawed, terr := d.thaw(ctx)
+	if !thawed && !errors.Is(terr, provider.ErrNotRunning) {
+		terr = fmt.Errorf("%w: %w", provider.ErrFrozen, terr)
+	}
+	return 0, errors.Join(err, terr)
 }
 
 // Thaw has the agent thaw the file systems and run the hooks.
@@ -84,20 +88,23 @@ func (s *site) Thaw(ctx context.Context, machineID string) error {
 	if err != nil {
 		return err
 	}
-	return d.thaw(ctx)
+	_, err = d.thaw(ctx)
+	return err
 }
 
 // thaw sends its command without waiting for the agent to say that it listens:
 // an agent that hangs in a hook, and would freeze when that ends, finds the
-// command then, even if nobody waits for it any more.
-func (d Definition) thaw(ctx context.Context) error {
-	err := d.connectAgent(ctx, func(ctx context.Context, c *agentConn) error {
+// command then. If nobody waits for it any more it does so once anybody is
+// connected, because it first gets rid of its answer to the freeze. An error of
+// a hook leaves the guest thawed.
+func (d Definition) thaw(ctx context.Context) (thawed bool, err error) {
+	err = d.connectAgent(ctx, func(ctx context.Context, c *agentConn) error {
 		id, err := c.sendSync(`{"execute":"guest-fsfreeze-thaw"}` + "\n")
 		if err != nil {
 			return err
 		}
 		if err := c.awaitSync(id); err != nil {
-			return fmt.Errorf("%w: no answer; it is told to thaw when it listens again: %w", provider.ErrNoAgent, err)
+			return fmt.Errorf("%w: %w", provider.ErrNoAgent, err)
 		}
 		err = c.answer(nil)
 		var refused *agentError
@@ -108,15 +115,15 @@ func (d Definition) thaw(ctx context.Context) error {
 		if serr := c.execute(ctx, "guest-fsfreeze-status", &state); serr != nil {
 			return errors.Join(err, serr)
 		}
-		if state != "thawed" {
+		if thawed = state == "thawed"; !thawed {
 			return errors.Join(err, fmt.Errorf("the file systems are %s", state))
 		}
-		return err // of a hook: the file systems are thawed
+		return err
 	})
 	if err != nil {
-		return fmt.Errorf("thaw machine %s: %w", d.Name, err)
+		return thawed, fmt.Errorf("thaw machine %s: %w", d.Name, err)
 	}
-	return nil
+	return thawed, nil
 }
 
 // withAgent runs f with an agent that has answered.

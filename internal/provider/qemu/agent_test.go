@@ -267,6 +267,29 @@ func TestAgentOneAtATime(t *testing.T) {
 	}
 }
 
+// TestFreezeAndThawFail checks that a guest which may be frozen is called so.
+func TestFreezeAndThawFail(t *testing.T) {
+	t.Parallel()
+	fails := `{"error": {"class": "GenericError", "desc": "hook has failed"}}` + "\n"
+	for _, tt := range []struct {
+		name    string
+		replace map[string]string
+		frozen  bool
+	}{
+		{"hooks", map[string]string{"guest-fsfreeze-freeze": fails, "guest-fsfreeze-thaw": fails}, false},
+		{"still frozen", map[string]string{"guest-fsfreeze-freeze": fails, "guest-fsfreeze-status": `{"return": "frozen"}` + "\n"}, true},
+		{"no status", map[string]string{"guest-fsfreeze-freeze": fails, "guest-fsfreeze-status": fails}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			b := newAgentBench(t, &scriptedAgent{replace: tt.replace})
+			if _, err := b.site.Agent.Freeze(t.Context(), "mm"); err == nil || errors.Is(err, provider.ErrFrozen) != tt.frozen {
+				t.Errorf("Freeze: %v, want ErrFrozen: %t", err, tt.frozen)
+			}
+		})
+	}
+}
+
 // TestThawSaysWhatIsWrong checks that a thaw which did not work is an error.
 func TestThawSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()

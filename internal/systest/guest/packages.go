@@ -26,7 +26,7 @@ var (
 // do not load; ext4 is built into the kernel.
 var kernelModules = []string{
 	"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
-	"virtio_blk", "virtio_console", "qemu_fw_cfg",
+	"virtio_blk", "virtio_console", "qemu_fw_cfg", "failover", "net_failover", "virtio_net",
 }
 
 // partsVersion is part of the cache's key: raise it when makeParts changes.

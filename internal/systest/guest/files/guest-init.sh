@@ -30,8 +30,9 @@ for o in $options; do
 done
 for p in /sys/class/virtio-ports/*; do
 	[ "$(cat $p/name 2>/dev/null)" = org.qemu.guest_agent.0 ] || continue
+	# Hooks are run only with -F, in the guest as elsewhere.
 	mkdir -p /var/run
-	qemu-ga -m virtio-serial -p /dev/${p##*/} -f /run/qga.pid -t /run -l /run/qga.log &
+	qemu-ga -m virtio-serial -p /dev/${p##*/} -f /run/qga.pid -t /run -l /run/qga.log -F/etc/qemu/fsfreeze-hook &
 done
 writer verify
 [ -n "$nowriter" ] || writer write -rate "$rate" &

@@ -128,7 +128,8 @@ func (r refusal) reverse() refusal { r.only = Reverse; return r }
 // available are the operations whose steps this version has. The others are
 // in the table, and are refused whatever the state.
 func available() []Operation {
-	return []Operation{OpEnable, OpFailover, OpCancel, OpDisable}
+	return []Operation{OpEnable, OpTestFailover, OpCleanUp, OpFailover, OpPlannedFailover, OpFailback, OpChangePoint, OpCommit,
+		OpUndoFailover, OpReprotect, OpResync, OpCancel, OpDisable}
 }
 
 // Operations returns all operations in the order in which people are shown them.

@@ -265,7 +265,7 @@ func TestCheckAndApply(t *testing.T) {
 	if _, err := next.Apply(holdfast.OpFailover); !errors.Is(err, &holdfast.Error{Kind: holdfast.KindNotAllowed}) || holdfast.HintOf(err) == "" {
 		t.Errorf("second failover: got %v", err)
 	}
-	err = it.Check(holdfast.OpTestFailover)
+	err = it.Check(holdfast.OpCompleteMigration)
 	if holdfast.KindOf(err) != holdfast.KindNotAllowed || !strings.Contains(err.Error(), "not available in this version") {
 		t.Errorf("operation of a later version: got %v", err)
 	}

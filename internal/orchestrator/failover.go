@@ -95,6 +95,9 @@ func pointRequest(option, point string, timeline uint32, at time.Time) holdfast.
 // startFailover begins what brings an item up at another site, or anew at the
 // one where it is.
 func (c *Orchestrator) startFailover(ctx context.Context, idOrName string, ifVersion int64, in failoverInput) (api.Job, error) {
+	if err := c.awaitSettled(ctx); err != nil {
+		return api.Job{}, err
+	}
 	if err := in.Request.Validate(); err != nil {
 		return api.Job{}, err
 	}

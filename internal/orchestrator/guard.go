@@ -22,9 +22,8 @@ func (c *Orchestrator) guard(ctx context.Context, it holdfast.Item, at, active s
 		return nil
 	}
 	return c.withSite(ctx, at, func(site holdfast.Site, s *provider.Site) error {
-		if s.Power == nil {
-			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "guard machine", Thing: left.Name,
-				Cause: "the provider of site " + site.Name + " cannot guard machines", Hint: "Make sure that nobody starts it there"}
+		if s.Power == nil { // a finding says so
+			return c.killIfRunning(ctx, s, left)
 		}
 		if err := s.Power.Guard(ctx, left.MachineID, c.guardReason(ctx, it, active)); err != nil {
 			if errors.Is(err, provider.ErrNotFound) {

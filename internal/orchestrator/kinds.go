@@ -51,6 +51,9 @@ type disableInput struct {
 // DisableItem starts the job that ends the protection of an item. Its history
 // stays in the vault.
 func (c *Orchestrator) DisableItem(ctx context.Context, idOrName string, req api.Disable) (api.Job, error) {
+	if err := c.awaitSettled(ctx); err != nil {
+		return api.Job{}, err
+	}
 	it, err := c.opts.Store.Item(ctx, idOrName)
 	if err != nil {
 		return api.Job{}, err

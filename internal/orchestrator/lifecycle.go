@@ -89,6 +89,9 @@ func (c *Orchestrator) stopHydration(ctx context.Context, handle string) error {
 
 // start applies an operation to an item and starts its job.
 func (c *Orchestrator) start(ctx context.Context, idOrName string, ifVersion int64, op holdfast.Operation) (api.Job, error) {
+	if err := c.awaitSettled(ctx); err != nil {
+		return api.Job{}, err
+	}
 	it, err := c.opts.Store.Item(ctx, idOrName)
 	if err != nil {
 		return api.Job{}, err

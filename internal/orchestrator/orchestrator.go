@@ -128,6 +128,9 @@ type Orchestrator struct {
 	now    func() time.Time
 	engine *job.Engine
 	kinds  []job.Kind
+	// settled is closed when Run has put right what a crash has left. Until then
+	// no operation begins: its item would look as if its job were lost.
+	settled chan struct{}
 
 	// mu guards what was observed last.
 	mu       sync.Mutex
@@ -151,7 +154,7 @@ func New(o Options) (*Orchestrator, error) {
 		o.Now = time.Now
 	}
 	c := &Orchestrator{
-		opts: o, log: o.Logger, now: o.Now,
+		opts: o, log: o.Logger, now: o.Now, settled: make(chan struct{}),
 		observed: map[string]observation{}, guards: map[string]guardSeen{}, appPoints: map[string]appPoint{}, streams: map[holdfast.StreamID]*vault.Stream{},
 	}
 	c.engine = job.New(o.Jobs, job.Options{Logger: o.Logger, Now: o.Now, Hook: o.JobHook})
@@ -164,17 +167,31 @@ func New(o Options) (*Orchestrator, error) {
 // Run serves again the views that recovered machines read from, goes on with
 // unfinished jobs, and observes the items, until ctx ends.
 func (c *Orchestrator) Run(ctx context.Context) error {
-	if err := c.serveViews(ctx); err != nil {
+	if err := errors.Join(c.serveViews(ctx), c.settleItems(ctx)); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
 		return err
 	}
-	if err := c.settleItems(ctx); err != nil {
+	close(c.settled)
+	g, inner := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.engine.Run(inner) })
+	g.Go(func() error { return c.observeLoop(inner) })
+	g.Go(func() error { return c.forwardEvents(inner) })
+	if err := g.Wait(); err != nil && ctx.Err() == nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.engine.Run(ctx) })
-	g.Go(func() error { return c.observeLoop(ctx) })
-	g.Go(func() error { return c.forwardEvents(ctx) })
-	return g.Wait()
+	return nil
+}
+
+// awaitSettled waits until operations may begin.
+func (c *Orchestrator) awaitSettled(ctx context.Context) error {
+	select {
+	case <-c.settled:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // newID returns a random id with a prefix.

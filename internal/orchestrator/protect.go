@@ -32,6 +32,9 @@ type itemInput struct {
 // ProtectMachine makes an item of a machine and starts the job that replicates
 // it. The item is recorded when it returns.
 func (c *Orchestrator) ProtectMachine(ctx context.Context, req api.Protect) (api.Job, error) {
+	if err := c.awaitSettled(ctx); err != nil {
+		return api.Job{}, err
+	}
 	from, err := c.opts.Store.Site(ctx, req.Site)
 	if err != nil {
 		return api.Job{}, err

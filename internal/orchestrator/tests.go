@@ -37,6 +37,9 @@ func testSubject(handle string) string { return "test/" + handle }
 // TestFailover starts the job that runs a copy of the item's machine apart from
 // the world. The test is recorded in the item when it returns.
 func (c *Orchestrator) TestFailover(ctx context.Context, idOrName string, req api.TestFailover) (api.Job, error) {
+	if err := c.awaitSettled(ctx); err != nil {
+		return api.Job{}, err
+	}
 	in := testInput{Handle: newID("test"), Network: req.Network, Request: pointRequest(req.Option, req.Point, req.Timeline, req.Time),
 		Verify: req.Verify, Name: req.Name, RequestedAt: c.now()}
 	if err := in.Request.Validate(); err != nil {

@@ -110,6 +110,9 @@ func (c *Orchestrator) serveViews(ctx context.Context) error {
 	}
 	for _, it := range items {
 		for _, t := range it.Tests {
+			if t.MachineID == "" {
+				continue // its job has not come to that
+			}
 			if err := c.serveView(ctx, it, t.Handle, t.Point); err != nil {
 				c.log.Error("view of a test is not served", "item", it.Name, "test", t.Name, "error", err)
 			}

@@ -2,6 +2,7 @@ package vault_test
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"testing"
 
@@ -104,4 +105,26 @@ func differs(t *testing.T, rng *rand.Rand, view *vault.View, d vault.Disk) {
 	if _, err := view.Differs(t.Context(), d.ID, larger, nil); err == nil {
 		t.Error("a copy of another size was compared")
 	}
+}
+
+// TestNoTimeline asks for what cannot be: that is an error, never a panic.
+func TestNoTimeline(t *testing.T) {
+	t.Parallel()
+	v, _, _ := newVault(t)
+	s, err := v.CreateStream(t.Context(), vault.StreamOptions{ID: holdfast.NewStreamID(), Disks: []vault.Disk{{ID: "a", Size: 512}}, Now: start})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tl := range []holdfast.TimelineID{0, 2, 1 << 31} {
+		if _, err := s.View(t.Context(), tl, 0); !errors.Is(err, vault.ErrNoPosition) {
+			t.Errorf("view of timeline %d: %v", tl, err)
+		}
+		if _, err := s.Writer(t.Context(), vault.WriterOptions{Timeline: tl, Generation: 9}); err == nil {
+			t.Errorf("a writer of timeline %d", tl)
+		}
+		if n := len(s.Points(tl)) + len(s.Ranges(tl)); n != 0 {
+			t.Errorf("timeline %d has %d points and ranges", tl, n)
+		}
+	}
+	verify(t, v)
 }

@@ -79,6 +79,9 @@ type part struct {
 // can be read without a gap. If that is not all, broken says why. The caller
 // holds mu.
 func (s *Stream) lineage(tl holdfast.TimelineID) (parts []part, broken error) {
+	if tl == 0 {
+		return nil, fmt.Errorf("timeline %s: %w", tl, ErrNoPosition)
+	}
 	to := holdfast.Position(math.MaxUint64)
 	for id := tl; id != 0; {
 		t, ok := s.timelines[id]

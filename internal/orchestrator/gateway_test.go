@@ -1,0 +1,216 @@
+package orchestrator_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/block"
+	"github.com/holdfast-dr/holdfast/internal/gateway"
+	"github.com/holdfast-dr/holdfast/internal/provider/providertest"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+)
+
+// fakeGateway is a gateway that replicates machines of fake sites into the real
+// vault, every write at once.
+type fakeGateway struct {
+	rig *rig
+
+	mu     sync.Mutex // guards the fields below
+	orders map[string]*fakeReplication
+	down   error // what every call returns
+	hang   bool  // every call waits for its context
+	lag    bool  // nothing comes into the vault but by Point
+	puts   int
+}
+
+// fakeReplication is one order at work.
+type fakeReplication struct {
+	order  gateway.Order
+	stream *vault.Stream
+	writer *vault.Writer
+	sent   int64
+	fenced bool
+}
+
+func (g *fakeGateway) ready(ctx context.Context) error {
+	g.mu.Lock()
+	down, hang := g.down, g.hang
+	g.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	return down
+}
+
+func (g *fakeGateway) fake(o gateway.Order) *providertest.Fake {
+	if o.Site.Provider == "primary" {
+		return g.rig.primary
+	}
+	return g.rig.recovery
+}
+
+// Put opens the stream and brings over what differs, as a rescan does.
+func (g *fakeGateway) Put(ctx context.Context, o gateway.Order) error {
+	if err := g.ready(ctx); err != nil {
+		return err
+	}
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.puts++
+	if old := g.orders[o.Item]; old != nil && old.order.Timeline == o.Timeline && old.order.MachineID == o.MachineID {
+		return nil
+	}
+	s, err := g.rig.vault.OpenStream(ctx, o.Stream)
+	if err != nil {
+		return err
+	}
+	w, err := s.Writer(ctx, vault.WriterOptions{Timeline: o.Timeline, Generation: o.Generation})
+	if err != nil {
+		return err
+	}
+	r := &fakeReplication{order: o, stream: s, writer: w}
+	if err := r.rescan(ctx, g.fake(o)); err != nil {
+		return err
+	}
+	g.orders[o.Item] = r
+	return nil
+}
+
+func (r *fakeReplication) rescan(ctx context.Context, f *providertest.Fake) error {
+	view, err := r.stream.View(ctx, r.order.Timeline, r.writer.Next()-1)
+	if err != nil {
+		return err
+	}
+	if _, err := r.writer.Mark(vault.Mark{Kind: vault.MarkInconsistent}, time.Now()); err != nil {
+		return err
+	}
+	for _, d := range r.order.Disks {
+		disk := f.Disk(r.order.MachineID, d.ID)
+		if disk == nil {
+			return fmt.Errorf("machine %s has no disk %s", r.order.MachineID, d.ID)
+		}
+		set, err := view.Differs(ctx, d.ID, disk, nil)
+		if err != nil {
+			return err
+		}
+		for e := range set.Extents() {
+			if err := r.send(ctx, disk, d.ID, e); err != nil {
+				return err
+			}
+		}
+	}
+	for _, m := range []vault.Mark{{Kind: vault.MarkConsistent}, {Kind: vault.MarkPoint, Name: "in sync", Consistency: vault.CrashConsistent}} {
+		if _, err := r.writer.Mark(m, time.Now()); err != nil {
+			return err
+		}
+	}
+	return r.commit(ctx)
+}
+
+func (r *fakeReplication) send(ctx context.Context, disk *block.MemDisk, id string, e block.Extent) error {
+	p := make([]byte, e.Length)
+	if err := disk.ReadAt(ctx, p, e.Offset); err != nil {
+		return err
+	}
+	r.sent += e.Length
+	_, err := r.writer.Write(id, e.Offset, p, time.Now())
+	return err
+}
+
+func (r *fakeReplication) commit(ctx context.Context) error {
+	sealed, err := r.writer.Seal(time.Now())
+	if err != nil || sealed == nil {
+		return err
+	}
+	// Like a gateway, it does not forget a segment because somebody hangs up.
+	return r.writer.Commit(context.WithoutCancel(ctx), sealed)
+}
+
+// write is a write of a machine; only one that is replicated brings it anywhere.
+func (g *fakeGateway) write(machine, disk string, off int64, p []byte) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, r := range g.orders {
+		if r.order.MachineID != machine || r.fenced {
+			continue
+		}
+		_, err := r.writer.Write(disk, off, p, time.Now())
+		r.sent += int64(len(p))
+		if err == nil && !g.lag {
+			err = r.commit(context.Background())
+		}
+		r.fenced = err != nil
+	}
+}
+
+// Withdraw takes an order back.
+func (g *fakeGateway) Withdraw(ctx context.Context, item string) error {
+	if err := g.ready(ctx); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.orders[item] == nil {
+		return gateway.ErrUnknownOrder
+	}
+	delete(g.orders, item)
+	return nil
+}
+
+// Status says that all is well.
+func (g *fakeGateway) Status(ctx context.Context, item string) (gateway.Status, error) {
+	if err := g.ready(ctx); err != nil {
+		return gateway.Status{}, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r := g.orders[item]
+	if r == nil {
+		return gateway.Status{}, gateway.ErrUnknownOrder
+	}
+	return gateway.Status{Item: item, Mode: string(holdfast.ModeContinuous), Consistent: true, Timeline: r.order.Timeline, AsOf: time.Now()}, nil
+}
+
+// Point makes a recovery point, in the vault.
+func (g *fakeGateway) Point(ctx context.Context, item, name string) (gateway.PointReply, error) {
+	return g.mark(ctx, item, name, holdfast.ConsistencyCrash)
+}
+
+// Mark makes a recovery point.
+func (g *fakeGateway) Mark(ctx context.Context, item, name string, c holdfast.Consistency) (gateway.PointReply, error) {
+	return g.mark(ctx, item, name, c)
+}
+
+func (g *fakeGateway) mark(ctx context.Context, item, name string, c holdfast.Consistency) (gateway.PointReply, error) {
+	if err := g.ready(ctx); err != nil {
+		return gateway.PointReply{}, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r := g.orders[item]
+	if r == nil {
+		return gateway.PointReply{}, gateway.ErrUnknownOrder
+	}
+	pos, err := r.writer.Mark(vault.Mark{Kind: vault.MarkPoint, Name: name, Consistency: vault.Consistency(c)}, time.Now())
+	if err == nil {
+		err = r.commit(ctx)
+	}
+	return gateway.PointReply{Position: pos, Consistent: true}, err
+}
+
+// sent returns what an item's replication has sent.
+func (g *fakeGateway) sentBytes(item string) int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r := g.orders[item]; r != nil {
+		return r.sent
+	}
+	return 0
+}

@@ -121,6 +121,10 @@ func newAgentBench(t *testing.T, a *scriptedAgent) *bench {
 	b.must(err)
 	b.must(fake.Start())
 	t.Cleanup(func() { _ = in.Close(); _ = fake.Wait() })
+	eventually(t, "the process has its arguments", func() bool {
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", fake.Process.Pid))
+		return err == nil && strings.Contains(string(cmdline), d.QMP)
+	})
 	b.must(os.WriteFile(d.PIDFile, fmt.Append(nil, fake.Process.Pid), 0o644))
 	if a != nil {
 		l, err := net.Listen("unix", d.Agent)

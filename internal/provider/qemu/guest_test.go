@@ -107,10 +107,21 @@ func (g *liveGuest) hook(name, more string) {
 	eventually(g.t, "hook "+name, g.said("INSTALLED-"+name))
 }
 
-// TestGuestFreeze freezes a guest that writes all the time.
-func TestGuestFreeze(t *testing.T) {
+// TestGuest boots one guest for all that needs a real one. While it tries its
+// networks it is frozen.
+func TestGuest(t *testing.T) {
 	t.Parallel()
-	g := newLiveGuest(t, nil)
+	g := newLiveGuest(t, func(d *qemu.Definition) {
+		d.NICs = []qemu.NICDef{{ID: "net0", Network: "user"}, {ID: "net1", Network: "restricted"}}
+	})
+	checkNetworks := g.tryNetworks()
+	g.freezes()
+	checkNetworks()
+}
+
+// freezes freezes a guest that writes all the time.
+func (g *liveGuest) freezes() {
+	t := g.t
 	ctx, agent := t.Context(), g.site.Agent
 	eventually(t, "the writer writes", func() bool { return g.lastAck() > 10 })
 	g.hook("one", "")
@@ -171,54 +182,61 @@ func TestGuestFreeze(t *testing.T) {
 	eventually(t, "the writer goes on after all", func() bool { return g.lastAck() > before+10 })
 }
 
-// TestIsolatedGuest tries to reach this host from a machine with a way out and
-// from one without.
-func TestIsolatedGuest(t *testing.T) {
-	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0") // slirp's gateway leads to this address
-	if err != nil {
-		t.Fatal(err)
-	}
+// tryNetworks has the guest try to reach this host over an open and over a
+// restricted network, and returns what judges that.
+func (g *liveGuest) tryNetworks() (check func()) {
+	t := g.t
+	t.Helper()
+	tcp, err := net.Listen("tcp", "127.0.0.1:0") // where slirp's gateway leads to
+	g.must(err)
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	g.must(err)
 	hits := make(chan string, 100)
 	srv := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { hits <- r.URL.Path })}
 	done := make(chan struct{})
-	go func() { _ = srv.Serve(l); close(done) }()
-	t.Cleanup(func() { _ = srv.Close(); <-done })
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = udp.Close() })
-
-	g := newLiveGuest(t, func(d *qemu.Definition) {
-		d.NICs = []qemu.NICDef{{ID: "net0", Network: "user"}, {ID: "net1", Network: "restricted"}}
+	go func() { _ = srv.Serve(tcp); close(done) }()
+	t.Cleanup(func() {
+		_ = srv.Close()
+		_ = udp.Close()
+		<-done
 	})
-	_, tcpPort, _ := net.SplitHostPort(l.Addr().String())
-	_, udpPort, _ := net.SplitHostPort(udp.LocalAddr().String())
+	_, tcpPort, err := net.SplitHostPort(tcp.Addr().String())
+	g.must(err)
+	_, udpPort, err := net.SplitHostPort(udp.LocalAddr().String())
+	g.must(err)
+	script := ""
 	for i, name := range []string{"open", "shut"} {
 		// busybox's static wget crashes for want of a name service, so nc and tftp.
-		g.sh(fmt.Sprintf(`for j in 0 1; do ip addr flush dev eth$j; ip link set eth$j down; done
+		script += fmt.Sprintf(`for j in 0 1; do ip addr flush dev eth$j; ip link set eth$j down; done
 ip link set eth%[1]d up; ip addr add 10.0.2.15/24 dev eth%[1]d; ip route add default via 10.0.2.2
-printf 'GET /%[2]s HTTP/1.0\r\n\r\n' | timeout 3 nc -w 2 10.0.2.2 %[3]s; echo %[2]s-tcp=$? >/dev/ttyS0
-cd /tmp; timeout 2 tftp -g -r %[2]s 10.0.2.2 %[4]s; echo %[2]s-done >/dev/ttyS0`, i, name, tcpPort, udpPort))
-		eventually(t, name+" network was tried", g.said(name+"-done"))
+printf 'GET /%[2]s HTTP/1.0\r\n\r\n' | timeout 3 nc -w 2 10.0.2.2 %[3]s
+cd /tmp; timeout 2 tftp -g -r %[2]s 10.0.2.2 %[4]s; ping -c 1 -W 2 10.0.2.2 >/dev/null && echo GATEWAY-%[2]s >/dev/ttyS0
+`, i, name, tcpPort, udpPort)
 	}
-	if got := len(hits); got != 1 || <-hits != "/open" {
-		t.Errorf("%d requests reached the host, want the one of the open network", got)
-	}
-	g.must(udp.SetReadDeadline(time.Now().Add(200 * time.Millisecond)))
-	heard := ""
-	for buf := make([]byte, 100); ; {
-		n, _, err := udp.ReadFrom(buf)
-		if err != nil {
-			break
+	g.sh(script + "echo NET-DONE >/dev/ttyS0")
+	return func() {
+		t.Helper()
+		eventually(t, "the networks were tried", g.said("NET-DONE"))
+		if got := len(hits); got != 1 || <-hits != "/open" {
+			t.Errorf("%d requests reached the host, want the one of the open network", got)
 		}
-		heard += string(buf[:n])
-	}
-	if !strings.Contains(heard, "open") || strings.Contains(heard, "shut") {
-		t.Errorf("datagrams %q reached the host, want those of the open network", heard)
-	}
-	if t.Failed() {
-		t.Logf("the guest says:\n%s", g.console())
+		if !g.said("GATEWAY-shut")() {
+			t.Error("the restricted network is dead, so that nothing is proved")
+		}
+		g.must(udp.SetReadDeadline(time.Now().Add(200 * time.Millisecond)))
+		heard := ""
+		for buf := make([]byte, 100); ; {
+			n, _, err := udp.ReadFrom(buf)
+			if err != nil {
+				break
+			}
+			heard += string(buf[:n])
+		}
+		if !strings.Contains(heard, "open") || strings.Contains(heard, "shut") {
+			t.Errorf("datagrams %q reached the host, want those of the open network", heard)
+		}
+		if t.Failed() {
+			t.Logf("the guest says:\n%s", g.console())
+		}
 	}
 }

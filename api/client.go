@@ -120,6 +120,10 @@ func (c *Client) call(ctx context.Context, method, path string, body, out any) e
 		_, err := io.Copy(io.Discard, io.LimitReader(answer.Body, maxAnswer))
 		return err
 	}
+	if raw, ok := out.(*[]byte); ok {
+		*raw, err = io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
+		return err
+	}
 	if err := json.NewDecoder(io.LimitReader(answer.Body, maxAnswer)).Decode(out); err != nil {
 		return fmt.Errorf("decode the answer to %s %s: %w", method, path, err)
 	}
@@ -239,6 +243,23 @@ func (c *Client) Failover(ctx context.Context, item string, failover Failover) (
 // Disable starts the job that ends the protection of an item.
 func (c *Client) Disable(ctx context.Context, item string, disable Disable) (Job, error) {
 	return post[Job](ctx, c, "/v1/items/"+segment(item)+"/disable", disable)
+}
+
+// Ask starts the job of an operation on an item, by the last part of its path:
+// "commit", "reprotect" and so on. Body is of the operation's type in this
+// package.
+func (c *Client) Ask(ctx context.Context, item, operation string, body any) (Job, error) {
+	return post[Job](ctx, c, "/v1/items/"+segment(item)+"/"+segment(operation), body)
+}
+
+// Screenshot returns the picture of a console that was kept with a job, as PNG.
+func (c *Client) Screenshot(ctx context.Context, job string) ([]byte, error) {
+	return get[[]byte](ctx, c, "/v1/jobs/"+segment(job)+"/screenshot", nil)
+}
+
+// CheckOperation says what an operation would do; nothing is done.
+func (c *Client) CheckOperation(ctx context.Context, item string, check CheckOperation) (OperationCheck, error) {
+	return post[OperationCheck](ctx, c, "/v1/items/"+segment(item)+"/check", check)
 }
 
 // Jobs returns jobs, newest first.

@@ -65,7 +65,7 @@ type Reprotect struct {
 
 // Resync asks for source and vault to be compared.
 type Resync struct {
-	Disks []string `json:"disks,omitempty" doc:"Only these; empty: all"`
+	Disks []string `json:"disks,omitempty" nullable:"false" doc:"Only these; empty: all"`
 }
 
 // MakePoint asks for a recovery point of the present moment.

@@ -137,11 +137,12 @@ func (a *app) root() *cobra.Command {
 		group("site", "Places with machines", a.siteAdd(), a.siteList(), a.siteRemove()),
 		group("machine", "What could be protected", a.machineList()),
 		group("item", "Machines under protection", a.itemList(), a.itemShow(), a.itemDisable()),
-		group("point", "What an item can be recovered to", a.pointList()),
-		group("job", "Work that goes on or went on", a.jobList(), a.jobShow(), a.jobWatch(), a.jobCancel()),
+		group("point", "What an item can be recovered to", a.pointList(), a.pointCreate()),
+		group("job", "Work that goes on or went on", a.jobList(), a.jobShow(), a.jobWatch(), a.jobCancel(), a.jobScreenshot()),
 		group("vault", "Where history is kept", a.vaultShow(), a.vaultVerify()),
 		group("token", "Who may speak to the server", a.tokenCreate(), a.tokenList(), a.tokenRevoke()),
 	)
+	root.AddCommand(a.lifecycle()...)
 	root.AddCommand(a.ExtraCommands()...)
 	return root
 }

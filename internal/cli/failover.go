@@ -11,10 +11,10 @@ import (
 )
 
 type failoverOptions struct {
-	option, point, at, name string
-	timeline                uint32
-	shutdownSource, yes     bool
-	waiting
+	choosing
+	name                    string
+	shutdownSource, planned bool
+	operating
 }
 
 func (a *app) failover() *cobra.Command {
@@ -32,8 +32,11 @@ the one that is asked for:
   --time TIME                the newest moment at or before TIME, which is like
                              2026-11-23T12:00:00Z, or 10m for ten minutes ago
 
-With --shutdown-source the machine at the source is shut down first, so that nothing is
-lost; if the source does not answer the failover goes on, and says so.`,
+With --planned nothing is lost: the source is shut down, the rest is brought over, source and
+vault are compared, and if any of that fails the source is started again. With
+--shutdown-source the source is shut down first too, but the failover goes on without it.
+In any case a source that can be reached is switched off and guarded before the recovered
+machine starts: there are never two.`,
 		Example: "  holdfast failover web1\n  holdfast failover web1 --shutdown-source --name web1-dr\n  holdfast failover web1 --time 2026-11-23T11:58:30Z",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -41,37 +44,26 @@ lost; if the source does not answer the failover goes on, and says so.`,
 			if err != nil {
 				return err
 			}
-			return a.with(func(c *api.Client) error {
-				item, err := c.Item(cmd.Context(), args[0])
-				if err != nil {
-					return err
-				}
-				if err := a.confirm(o.yes, failoverQuestion(item, request)); err != nil {
-					return err
-				}
-				job, err := c.Failover(cmd.Context(), item.ID, request)
-				if err != nil {
-					return err
-				}
-				return a.finish(cmd, c, job, o.waiting)
-			})
+			op := operation{name: "failover", path: "failover", body: request, check: o.check(request),
+				question: func(i api.Item) string { return failoverQuestion(i, request) }}
+			if o.planned {
+				op.name = "planned_failover"
+			}
+			return a.operate(cmd, args[0], o.operating, op)
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&o.option, "option", "", "latest, latest_processed or latest_app")
-	fs.StringVar(&o.point, "point", "", "a point's id or name, or a position")
-	fs.Uint32Var(&o.timeline, "timeline", 0, "the position's timeline; the present one if not given")
-	fs.StringVar(&o.at, "time", "", "a time, or how long ago")
+	o.choosing.flags(fs)
+	fs.BoolVar(&o.planned, "planned", false, "lose nothing: shut the source down, bring over the rest, compare; stop if that cannot be")
 	fs.BoolVar(&o.shutdownSource, "shutdown-source", false, "shut the source machine down first")
 	fs.StringVar(&o.name, "name", "", "the recovered machine's name; the source machine's if not given")
-	fs.BoolVarP(&o.yes, "yes", "y", false, "do not ask")
-	o.flags(fs)
+	o.operating.flags(fs)
 	return cmd
 }
 
 // request returns what the flags ask for.
 func (o *failoverOptions) request(now time.Time) (api.Failover, error) {
-	f := api.Failover{Option: strings.ReplaceAll(o.option, "-", "_"), Point: o.point, Timeline: o.timeline, ShutdownSource: o.shutdownSource, TargetName: o.name}
+	f := api.Failover{Option: strings.ReplaceAll(o.option, "-", "_"), Point: o.point, Timeline: o.timeline, ShutdownSource: o.shutdownSource, Planned: o.planned, TargetName: o.name}
 	given := 0
 	for _, s := range []string{o.option, o.point, o.at} {
 		if s != "" {
@@ -130,8 +122,8 @@ func failoverQuestion(item api.Item, f api.Failover) string {
 	case api.OptionTime:
 		from = moment(f.Time)
 	}
-	source := "The source machine is left as it is."
-	if f.ShutdownSource {
+	source := "The source machine is switched off, if it can be reached."
+	if f.ShutdownSource || f.Planned {
 		source = "The source machine is shut down first."
 	}
 	return plain(fmt.Sprintf("Bring %s up at %s from %s? %s", item.Name, to, from, source))

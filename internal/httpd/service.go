@@ -24,6 +24,47 @@ type Service struct {
 	Vault    Vault
 	Events   Events
 	Health   Health
+
+	Tests        Tests
+	Failovers    Failovers
+	Replications Replications
+}
+
+// Tests are test failovers.
+type Tests interface {
+	// TestFailover starts the job that runs a copy of an item's machine apart from
+	// the world. IfVersion as for FailoverItem.
+	TestFailover(ctx context.Context, item string, test api.TestFailover) (api.Job, error)
+	// CleanUpTest starts the job that removes a test machine.
+	CleanUpTest(ctx context.Context, item string, cleanUp api.CleanUpTest) (api.Job, error)
+	// Screenshot returns the picture of a console that was kept with a job, as PNG.
+	Screenshot(ctx context.Context, job string) ([]byte, error)
+}
+
+// Failovers are the operations that follow a failover. Each starts a job.
+type Failovers interface {
+	// Failback starts the job that brings an item's machine home.
+	Failback(ctx context.Context, item string, failback api.Failback) (api.Job, error)
+	// ChangePoint starts the job that rebuilds a recovered machine from another point.
+	ChangePoint(ctx context.Context, item string, change api.ChangePoint) (api.Job, error)
+	// Commit starts the job that makes a failover final.
+	Commit(ctx context.Context, item string, commit api.Commit) (api.Job, error)
+	// UndoFailover starts the job that gives a failover up.
+	UndoFailover(ctx context.Context, item string, undo api.UndoFailover) (api.Job, error)
+	// CheckOperation says what any operation would do, and does nothing.
+	CheckOperation(ctx context.Context, item string, check api.CheckOperation) (api.OperationCheck, error)
+}
+
+// Replications are the operations on the copying. Each starts a job.
+type Replications interface {
+	// Reprotect starts the job that replicates the item the other way round.
+	Reprotect(ctx context.Context, item string, reprotect api.Reprotect) (api.Job, error)
+	// Resync starts the job that compares source and vault.
+	Resync(ctx context.Context, item string, resync api.Resync) (api.Job, error)
+	// MakePoint starts the job that makes a recovery point of the present moment.
+	MakePoint(ctx context.Context, item string, point api.MakePoint) (api.Job, error)
+	// CancelItem cancels the job that works on the item, and returns it.
+	CancelItem(ctx context.Context, item string, cancel api.CancelItem) (api.Job, error)
 }
 
 // Sites are the places with machines.

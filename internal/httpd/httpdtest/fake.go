@@ -29,6 +29,7 @@ type World struct {
 	Jobs     []api.Job             // newest first
 	Vault    api.Vault
 	Health   api.ServerHealth
+	Check    api.OperationCheck // the answer of CheckOperation
 	Log      *httpd.EventLog
 	// Fail makes the operation of that name fail, like "ListSites".
 	Fail map[string]error
@@ -49,6 +50,10 @@ var (
 	_ httpd.Jobs     = (*World)(nil)
 	_ httpd.Vault    = (*World)(nil)
 	_ httpd.Health   = (*World)(nil)
+
+	_ httpd.Tests        = (*World)(nil)
+	_ httpd.Failovers    = (*World)(nil)
+	_ httpd.Replications = (*World)(nil)
 )
 
 // New returns an empty world at the given time.
@@ -59,7 +64,8 @@ func New(now time.Time) *World {
 
 // Service returns the world in the roles of an httpd.Service.
 func (w *World) Service() httpd.Service {
-	return httpd.Service{Sites: w, Machines: w, Items: w, Points: w, Jobs: w, Vault: w, Events: w.Log, Health: w}
+	return httpd.Service{Sites: w, Machines: w, Items: w, Points: w, Jobs: w, Vault: w, Events: w.Log, Health: w,
+		Tests: w, Failovers: w, Replications: w}
 }
 
 // Change calls f with the world locked, then wakes all who watch jobs.

@@ -1,0 +1,189 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-dr/holdfast/api"
+)
+
+// lifecycle are the commands of an item's life after it was protected.
+func (a *app) lifecycle() []*cobra.Command {
+	asks := func(format string) func(api.Item) string {
+		return func(i api.Item) string { return fmt.Sprintf(format, i.Name) }
+	}
+	return []*cobra.Command{
+		group("test-failover", "A copy of a machine, apart from the world", a.testStart(), a.testCleanUp()),
+		a.failback(), a.changePoint(),
+		a.simple("commit", "Make a failover final",
+			"Until then the recovery point can be changed and the failover undone. After a failback it removes\nthe machine that had been recovered. Recovery points stay as the policy says.",
+			operation{name: "commit", path: "commit", body: api.Commit{}, question: asks("Make the failover of %s final?")}),
+		a.simple("undo-failover", "Give a failover up",
+			"The recovered machine is removed with all that it wrote, and the machine works again where it was.",
+			operation{name: "undo_failover", path: "undo-failover", body: api.UndoFailover{}, question: asks("Remove the recovered machine of %s, with all that it wrote, and go back?")}),
+		a.simple("reprotect", "Replicate an item the other way round",
+			"Only what changed since the failover is sent. A machine that was left behind at the other site is\nswitched off, guarded, and its disks are brought up to date.",
+			operation{name: "reprotect", path: "reprotect", body: api.Reprotect{}}),
+		a.simple("resync", "Compare source and vault, and send what differs",
+			"Recovery points from before stay usable meanwhile.",
+			operation{name: "resync", path: "resync", body: api.Resync{}}),
+		a.simple("cancel", "Cancel the job that works on an item", "",
+			operation{name: "cancel", path: "cancel", body: api.CancelItem{}}),
+	}
+}
+
+func (a *app) testStart() *cobra.Command {
+	var (
+		o     operating
+		point choosing
+		req   api.TestFailover
+		v     api.BootVerification
+	)
+	cmd := &cobra.Command{
+		Use: "start ITEM", Short: "Run a copy of the machine apart from the world, beside it and its replication", Args: cobra.ExactArgs(1),
+		Long: `Run a copy of the machine at the other site. It has no way out of its network unless you name one
+with --network, and stands in the way of nothing. Several can run at once. Remove it with
+holdfast test-failover clean-up.`,
+		Example: "  holdfast test-failover start web1 --agent --screenshot\n  holdfast test-failover start web1 --time 10m",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := point.request(a)
+			if err != nil {
+				return err
+			}
+			req.Option, req.Point, req.Timeline, req.Time = f.Option, f.Point, f.Timeline, f.Time
+			if v != (api.BootVerification{}) {
+				req.Verify = &v
+			}
+			return a.operate(cmd, args[0], o, operation{name: "test_failover", path: "test-failover", body: req, check: point.check(f)})
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&req.Name, "name", "", "the test machine's name; made from the item's if not given")
+	fs.StringVar(&req.Network, "network", "", "a network of the site; without it the machine is isolated")
+	fs.BoolVar(&v.Agent, "agent", false, "wait until its guest agent answers")
+	fs.StringVar(&v.Script, "script", "", "run this program on the server; it must end with 0")
+	fs.BoolVar(&v.Screenshot, "screenshot", false, "keep a picture of its console; see holdfast job screenshot")
+	fs.Int64Var(&v.TimeoutSeconds, "timeout", 0, "seconds that all of this may take; 300 if not given")
+	point.flags(fs)
+	o.flags(fs)
+	return cmd
+}
+
+func (a *app) testCleanUp() *cobra.Command {
+	var (
+		o   operating
+		req api.CleanUpTest
+	)
+	cmd := &cobra.Command{
+		Use: "clean-up ITEM", Short: "Remove a test machine and every trace of it", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.operate(cmd, args[0], o, operation{name: "clean_up", path: "clean-up", body: req})
+		},
+	}
+	cmd.Flags().StringVar(&req.Test, "test", "", "the test's name, if there are several")
+	cmd.Flags().StringVar(&req.Note, "note", "", "what you have to say of it; kept with the item")
+	o.flags(cmd.Flags())
+	return cmd
+}
+
+func (a *app) failback() *cobra.Command {
+	var (
+		o   operating
+		req api.Failback
+	)
+	cmd := &cobra.Command{
+		Use: "failback ITEM", Short: "Bring an item's machine home", Args: cobra.ExactArgs(1),
+		Long: `Bring an item's machine home: it is shut down at the recovery site, the rest is brought over, both
+sides are compared, and the machine starts where it was. If it is still there, only what differs
+is written to its disks. With --unplanned the recovery site is taken for lost.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if req.Option != api.OptionLatest && req.Option != api.OptionLatestApp {
+				return usagef("--option %s is not known: want latest or latest_app", req.Option)
+			}
+			op := operation{name: "failback", path: "failback", body: req, check: api.CheckOperation{Option: req.Option}, question: func(i api.Item) string {
+				return fmt.Sprintf("Bring %s back to %s? The machine at %s is shut down.", i.Name, i.PrimarySite, i.RecoverySite)
+			}}
+			if req.Unplanned {
+				op.name = "failover"
+			}
+			return a.operate(cmd, args[0], o, op)
+		},
+	}
+	cmd.Flags().StringVar(&req.Option, "option", api.OptionLatest, "latest or latest_app; the latter loses what was written since")
+	cmd.Flags().BoolVar(&req.Unplanned, "unplanned", false, "do not ask the recovery site for anything")
+	o.flags(cmd.Flags())
+	return cmd
+}
+
+func (a *app) changePoint() *cobra.Command {
+	var (
+		o     operating
+		point choosing
+	)
+	cmd := &cobra.Command{
+		Use: "change-point ITEM", Short: "Rebuild a recovered machine from another recovery point", Args: cobra.ExactArgs(1),
+		Long: `Rebuild a recovered machine from another recovery point, older or newer, as often as you like before
+the commit. What the machine wrote since the failover is lost with it.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := point.request(a)
+			if err != nil {
+				return err
+			}
+			req := api.ChangePoint{Option: f.Option, Point: f.Point, Timeline: f.Timeline, Time: f.Time}
+			return a.operate(cmd, args[0], o, operation{name: "change_point", path: "change-point", body: req, check: point.check(f), question: func(i api.Item) string {
+				return fmt.Sprintf("Rebuild the recovered machine of %s? What it wrote since the failover is lost.", i.Name)
+			}})
+		},
+	}
+	point.flags(cmd.Flags())
+	o.flags(cmd.Flags())
+	return cmd
+}
+
+func (a *app) pointCreate() *cobra.Command {
+	var (
+		o   operating
+		req api.MakePoint
+	)
+	cmd := &cobra.Command{
+		Use: "create ITEM", Short: "Make a recovery point of the present moment", Args: cobra.ExactArgs(1),
+		Long: `Make a recovery point of the present moment. With --app-consistent the guest's file systems are
+frozen for it through the guest agent, with its freeze hooks; if that fails, the point is
+crash-consistent, and the command ends with 3.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.operate(cmd, args[0], o, operation{name: "point", path: "points", body: req})
+		},
+	}
+	cmd.Flags().StringVar(&req.Name, "name", "", "its name")
+	cmd.Flags().BoolVar(&req.AppConsistent, "app-consistent", false, "freeze the guest's file systems for it")
+	o.waiting.flags(cmd.Flags())
+	return cmd
+}
+
+func (a *app) jobScreenshot() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use: "screenshot JOB", Short: "Fetch the picture of a console that was kept with a job, as PNG", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if file == "" {
+				return usagef("say with --output where the picture shall go; - is standard output")
+			}
+			return a.with(func(c *api.Client) error {
+				png, err := c.Screenshot(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				if file == "-" {
+					_, err = io.WriteString(a.Stdout, string(png))
+					return err
+				}
+				return os.WriteFile(file, png, 0o600)
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&file, "output", "o", "", "the file")
+	return cmd
+}

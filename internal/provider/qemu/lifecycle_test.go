@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -173,6 +175,43 @@ func TestGuardAgainstStart(t *testing.T) {
 		}
 		b.must(b.site.Source.Kill(t.Context(), def.ID))
 		b.must(b.site.Power.Unguard(t.Context(), def.ID))
+	}
+}
+
+// TestRemoveAgainstOthers removes a machine while it is started, guarded and
+// opened: nothing of it is left.
+func TestRemoveAgainstOthers(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.serveView(16 * mib)
+	for n := range 4 {
+		id, err := b.site.Target.Define(t.Context(), b.recovered("h", "mm", 16*mib))
+		b.must(err)
+		var removed atomic.Bool
+		var others sync.WaitGroup
+		for _, f := range []func() error{
+			func() error { return qemu.StartMachine(t.Context(), b.dir, "mm") },
+			func() error { return b.site.Power.Guard(t.Context(), id, "elsewhere") },
+			func() error { return b.site.Power.Unguard(t.Context(), id) },
+			func() error { _, err := b.site.Replica.OpenDisk(t.Context(), id, "vda"); return err },
+		} {
+			others.Go(func() {
+				for !removed.Load() {
+					_ = f() // whether before or after does not matter
+				}
+			})
+		}
+		time.Sleep(time.Duration(n) * 15 * time.Millisecond) // to meet them at different points
+		b.must(b.site.Target.Remove(t.Context(), "h"))
+		removed.Store(true)
+		others.Wait()
+		left, err := filepath.Glob(filepath.Join(b.dir, "recovered", "*"))
+		b.must(err)
+		guards, err := filepath.Glob(filepath.Join(b.dir, "mm.*"))
+		b.must(err)
+		if left = append(left, guards...); len(left) != 0 || b.processes() != 0 {
+			t.Fatalf("round %d: left are %v and %d processes", n, left, b.processes())
+		}
 	}
 }
 

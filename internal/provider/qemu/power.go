@@ -49,7 +49,7 @@ func (p power) Guard(ctx context.Context, machineID, reason string) (err error) 
 	if err != nil {
 		return err
 	}
-	lock, err := d.lockPower(ctx)
+	d, lock, err := d.lockPower(ctx)
 	if err != nil {
 		return fmt.Errorf("guard machine %s: %w", d.Name, err)
 	}

@@ -193,21 +193,32 @@ func (d Definition) pid() (int, error) {
 	return 0, nil
 }
 
-// lockPower locks the machine against being started, guarded and having its
-// disks opened at the same time, by this process and others. The caller closes
-// the file, which unlocks.
-func (d Definition) lockPower(ctx context.Context) (*os.File, error) {
-	if err := os.MkdirAll(filepath.Dir(d.PIDFile), 0o755); err != nil {
-		return nil, err
+// lockPower locks the machine against being started, guarded, removed and having
+// its disks opened at the same time, by this process and others. The caller
+// closes the file, which unlocks. It returns the definition as it is then, or
+// provider.ErrNotFound if the machine was removed meanwhile.
+func (d Definition) lockPower(ctx context.Context) (now Definition, lock *os.File, err error) {
+	if d.Handle == "" { // else it is there unless the machine was removed
+		if err := os.MkdirAll(filepath.Dir(d.PIDFile), 0o755); err != nil {
+			return d, nil, err
+		}
 	}
-	f, err := os.OpenFile(d.PIDFile+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	lock, err = os.OpenFile(d.PIDFile+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d, nil, provider.ErrNotFound
+	}
 	if err != nil {
-		return nil, err
+		return d, nil, err
 	}
-	if err := flock(ctx, f); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+	if err = flock(ctx, lock); err != nil {
+		err = fmt.Errorf("lock %s: %w", lock.Name(), err)
+	} else if now, err = loadDefinition(d.dir, d.Name); err == nil && now.ID != d.ID {
+		err = fmt.Errorf("%w: another one has its name now", provider.ErrNotFound)
 	}
-	return f, nil
+	if err != nil {
+		return d, nil, errors.Join(err, lock.Close())
+	}
+	return now, lock, nil
 }
 
 // spawn starts QEMU and returns when it has opened its disks and monitor. It
@@ -217,18 +228,18 @@ func (d Definition) spawn(ctx context.Context) (err error) {
 	if pid, err := d.pid(); pid != 0 || err != nil {
 		return err
 	}
-	lock, err := d.lockPower(ctx)
+	now, lock, err := d.lockPower(ctx)
 	if err != nil {
 		return fmt.Errorf("start machine %s: %w", d.Name, err)
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	if pid, err := d.pid(); pid != 0 || err != nil {
+	if pid, err := now.pid(); pid != 0 || err != nil {
 		return err
 	}
-	if err := d.checkGuard(); err != nil {
+	if err := now.checkGuard(); err != nil {
 		return err
 	}
-	return d.launch(ctx)
+	return now.launch(ctx)
 }
 
 // launch starts QEMU, with the power locked.

@@ -47,14 +47,11 @@ func (s *site) OpenDisk(ctx context.Context, machineID, diskID string) (out prov
 	if err != nil {
 		return nil, err
 	}
-	lock, err := d.lockPower(ctx)
+	d, lock, err := d.lockPower(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open disk %s of machine %s: %w", diskID, d.Name, err)
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	if d, err = loadDefinition(s.dir, d.Name); err != nil { // as it is now that it is locked
-		return nil, err
-	}
 	disk, err := d.replica(diskID)
 	if err != nil {
 		return nil, err

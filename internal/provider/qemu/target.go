@@ -394,23 +394,42 @@ func (s *site) Remove(ctx context.Context, handle string) error {
 	if err != nil {
 		return err
 	}
-	d, err := r.definition()
-	switch {
-	case errors.Is(err, provider.ErrNotFound) || errors.Is(err, provider.ErrNameTaken):
-		err = nil // never defined, or removed already
-	case err == nil:
-		if err = d.kill(ctx); err == nil {
-			err = d.unguard() // first, so that no later machine of the name inherits it
-		}
-		if err == nil {
-			err = os.Remove(definitionPath(s.dir, d.Name))
-		}
-	}
+	err = r.undefine(ctx)
 	if err == nil {
 		err = os.RemoveAll(r.dir)
+	}
+	// Who found the definition before it was removed may lay a lock here once more.
+	for range 10 {
+		if errors.Is(err, syscall.ENOTEMPTY) {
+			err = os.RemoveAll(r.dir)
+		}
 	}
 	if err := errors.Join(err, r.close()); err != nil {
 		return fmt.Errorf("remove recovery %s: %w", handle, err)
 	}
 	return nil
+}
+
+// undefine kills the machine and removes its definition, while nobody starts it
+// or does anything else with it.
+func (r *recovery) undefine(ctx context.Context) (err error) {
+	d, err := r.definition()
+	if errors.Is(err, provider.ErrNotFound) || errors.Is(err, provider.ErrNameTaken) {
+		return nil // never defined, or removed already
+	}
+	if err != nil {
+		return err
+	}
+	d, lock, err := d.lockPower(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	if err := d.kill(ctx); err != nil {
+		return err
+	}
+	if err := d.unguard(); err != nil { // first, so that no later machine of the name inherits it
+		return err
+	}
+	return os.Remove(definitionPath(d.dir, d.Name))
 }

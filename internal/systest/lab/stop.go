@@ -109,3 +109,21 @@ func (l *Lab) RecoveredSerial() (string, error) {
 	}
 	return logs[0], nil
 }
+
+// NewestSerial returns the console log of the machine that was recovered last.
+func (l *Lab) NewestSerial() (string, error) {
+	logs, err := filepath.Glob(filepath.Join(l.Recovery, "recovered", "*", "serial.log"))
+	if err != nil {
+		return "", err
+	}
+	newest, at := "", time.Time{}
+	for _, log := range logs {
+		if st, err := os.Stat(filepath.Dir(log)); err == nil && st.ModTime().After(at) {
+			newest, at = log, st.ModTime()
+		}
+	}
+	if newest == "" {
+		return "", errors.New("site \"recovery\" has no recovered machine")
+	}
+	return newest, nil
+}

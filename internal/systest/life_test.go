@@ -1,6 +1,7 @@
 package systest
 
 import (
+	"os"
 	"strconv"
 	"testing"
 	"time"
@@ -50,6 +51,8 @@ func TestLifecycle(t *testing.T) {
 	there := w.ackedIn(recovered)
 	w.eventually("the recovered guest writes on", func() bool { return w.ackedIn(recovered) > there+5 })
 	there = w.ackedIn(recovered)
+	home := w.SerialPath(w.Primary, machine)
+	w.must(os.Remove(home)) // what it said when it ran there before
 	var job api.Job
 	began = time.Now()
 	w.must(w.JSON(t.Context(), &job, "failback", machine))
@@ -58,7 +61,7 @@ func TestLifecycle(t *testing.T) {
 	} else {
 		t.Logf("failback: %s, %d bytes written at home, RPO %v s, RTO %.1f s", time.Since(began).Round(time.Millisecond), *r.MovedBytes, *r.RPOSeconds, *r.RTOSeconds)
 	}
-	w.verifiesSince(w.SerialPath(w.Primary, machine), there)
+	w.verifiesSince(home, there)
 	w.cli("commit", machine)
 	w.cli("reprotect", machine)
 	if it := w.item(); it.State != "protected" || it.Direction != "forward" {

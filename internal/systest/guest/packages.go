@@ -27,6 +27,7 @@ var (
 var kernelModules = []string{
 	"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
 	"virtio_blk", "virtio_console", "qemu_fw_cfg", "failover", "net_failover", "virtio_net",
+	"evdev", "button",
 }
 
 // partsVersion is part of the cache's key: raise it when makeParts changes.

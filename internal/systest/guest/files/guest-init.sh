@@ -34,6 +34,11 @@ for p in /sys/class/virtio-ports/*; do
 	mkdir -p /var/run
 	qemu-ga -m virtio-serial -p /dev/${p##*/} -f /run/qga.pid -t /run -l /run/qga.log -F/etc/qemu/fsfreeze-hook &
 done
+# The power button.
+for e in /dev/input/event*; do
+	[ -c "$e" ] || continue
+	{ dd if=$e of=/dev/null bs=24 count=1 2>/dev/null && { echo GUEST-OFF; killall -9 writer; sync; mount -o remount,ro /; poweroff -f; }; } &
+done
 writer verify
 [ -n "$nowriter" ] || writer write -rate "$rate" &
 echo "GUEST-READY $(up)"

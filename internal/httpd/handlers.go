@@ -208,6 +208,8 @@ func checkFailover(f api.Failover) error {
 		return invalid("time", "a time goes with option time alone")
 	case f.Option != api.OptionPoint && f.Timeline != 0:
 		return invalid("timeline", "a timeline goes with option point alone")
+	case f.Planned && f.Option != api.OptionLatest:
+		return invalid("option", "a planned failover loses nothing, so it goes with option latest alone")
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package httpd
 import (
 	"context"
 
+	"github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/api"
 )
 
@@ -59,11 +60,14 @@ func lifecycleRoutes(b *builder) {
 		Body api.CheckOperation
 	}
 	handle(b, "check-operation", func(ctx context.Context, in *checkInput) (*answer[api.OperationCheck], error) {
+		c := in.Body
+		planned := c.Operation == string(holdfast.OpPlannedFailover)
+		err := checkFailover(api.Failover{Option: orElse(c.Option, api.OptionLatest), Point: c.Point, Timeline: c.Timeline, Time: c.Time, Planned: planned})
+		if err != nil {
+			return nil, err
+		}
 		return reply(svc.Failovers.CheckOperation(ctx, in.Item, in.Body))
 	})
-	type jobPath struct {
-		Job string `path:"job" maxLength:"128" doc:"The job's id"`
-	}
 	handle(b, "get-screenshot", func(ctx context.Context, in *jobPath) (*rawAnswer, error) {
 		png, err := svc.Tests.Screenshot(ctx, in.Job)
 		if err != nil {

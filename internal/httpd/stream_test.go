@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -291,10 +292,13 @@ func TestPortTaken(t *testing.T) {
 func TestNewNeedsEveryRole(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	service := b.world.Service()
-	service.Points = nil
-	if _, err := httpd.New(httpd.Options{Service: service, Tokens: b.tokens}); err == nil {
-		t.Error("New without Points: no error")
+	roles := reflect.TypeFor[httpd.Service]()
+	for i := range roles.NumField() {
+		service := b.world.Service()
+		reflect.ValueOf(&service).Elem().Field(i).SetZero()
+		if _, err := httpd.New(httpd.Options{Service: service, Tokens: b.tokens}); err == nil {
+			t.Errorf("New without %s: no error", roles.Field(i).Name)
+		}
 	}
 	if _, err := httpd.New(httpd.Options{Service: b.world.Service()}); err == nil {
 		t.Error("New without Tokens: no error")

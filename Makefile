@@ -3,6 +3,7 @@
 #
 #   make demo              two sites on this machine: protect, lose, recover
 #   make demo-loop N=20    the demonstration N times, stopping at no failure
+#   make lifecycle N=5     out and home again with a real guest, N times
 #   make test              vet, archtest, all tests, whole-system tests included
 #   make build             bin/holdfast
 #   make lint              vet and archtest alone
@@ -12,7 +13,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := build
-.PHONY: demo demo-loop test build lint bench fuzz prepare clean
+.PHONY: demo demo-loop lifecycle test build lint bench fuzz prepare clean
 
 N ?= 20
 FUZZTIME ?= 20s
@@ -52,6 +53,10 @@ lint:
 	@$(READY_GO)
 	go vet ./... ./.ci/count
 	go test -count=1 ./internal/archtest
+
+lifecycle:
+	@$(READY)
+	HOLDFAST_SYSTEST=1 go test -count=$(N) -timeout 120m -run '^TestLifecycle$$' -v ./internal/systest
 
 test:
 	@$(READY)

@@ -116,7 +116,7 @@ func Findings() []Finding {
 			"Look at the host; if it is lost, fail over"),
 		f(CodeDiskResized, "disk_resized", SeverityWarning, "A disk of the machine has another size than when it was protected",
 			"Somebody resized it",
-			"Resync the item; earlier recovery points keep the old size"),
+			"Disable protection and protect the machine anew; until then its recovery points are those from before"),
 		f(CodeClockSetBack, "clock_set_back", SeverityWarning, "The clock was set back",
 			"The time of the server or the gateway is earlier than that of what is already in the vault",
 			"Let the machines keep time by NTP; order in the vault does not depend on the clock, but times shown for recovery points do"),

@@ -103,7 +103,7 @@ func (c *controller) assess(t *tracked, snap snapshot, s situation) situation {
 
 // show makes the decision and the progress visible.
 func (t *tracked) show(s situation, d decision, now time.Time) {
-	st := DiskState{ID: t.disk.ID, Size: t.disk.Size, Mode: d.mode, Problem: d.problem}
+	st := DiskState{ID: t.disk.ID, Size: t.disk.Size, Mode: d.mode, Problem: d.problem, Resized: d.resized}
 	if st.Problem == "" && t.ended != "" && d.mode != ModeContinuous {
 		st.Problem = "QEMU ended the copy (" + t.ended + "), and it begins again; if this repeats, look at the source's storage"
 	}

@@ -47,6 +47,7 @@ type decision struct {
 	act     action
 	mode    Mode
 	problem string
+	resized bool // the problem is the disk's size
 }
 
 // decide chooses what to do for one disk. It is pure.
@@ -86,7 +87,7 @@ func decideWithoutJob(s situation) decision {
 	case s.target:
 		return decision{act: actDelete, mode: ModeRescan}
 	case s.root.Image.Size != s.disk.Size:
-		return decision{mode: ModePaused, problem: fmt.Sprintf(
+		return decision{mode: ModePaused, resized: true, problem: fmt.Sprintf(
 			"the disk has %d bytes now, and %d when it was protected; protect the machine anew to take up the new size", s.root.Image.Size, s.disk.Size)}
 	case s.root.RO:
 		return decision{mode: ModePaused, problem: "the disk is read-only; make it writable or protect the machine without it"}

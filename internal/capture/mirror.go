@@ -66,6 +66,8 @@ type DiskState struct {
 	// Problem says why the disk is not in sync and what to do; empty if it is,
 	// or will be by itself.
 	Problem string
+	// Resized says that Problem is the disk's size: it is not the one of before.
+	Resized bool
 }
 
 // State is how a mirror fares.

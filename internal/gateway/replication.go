@@ -303,7 +303,11 @@ func (r *replication) status(ctx context.Context) Status {
 
 func (r *replication) addMirror(st *Status, ms capture.State) {
 	st.Mode = string(ms.Mode())
+	resized := ""
 	for _, d := range ms.Disks {
+		if d.Resized {
+			resized = "disk " + d.ID + ": " + d.Problem
+		}
 		st.Disks = append(st.Disks, DiskStatus{
 			ID: d.ID, Size: d.Size, Mode: string(d.Mode), Done: d.Done, Total: d.Total, Rate: d.Rate,
 		})
@@ -312,6 +316,8 @@ func (r *replication) addMirror(st *Status, ms capture.State) {
 	case st.Code != "":
 	case ms.SourceOff:
 		st.Code, st.Problem = CodeSourceOff, "the machine is off"
+	case resized != "":
+		st.Code, st.Problem = CodeDiskResized, resized
 	case ms.Problem != "":
 		st.Code, st.Problem = CodeSource, ms.Problem
 	}

@@ -19,8 +19,10 @@ const (
 	// freezeWait bounds for how long the file systems of a guest may be frozen,
 	// with all that belongs to it.
 	freezeWait = 10 * time.Second
-	// thawWait bounds the thaw, which is tried whatever happened.
-	thawWait = 20 * time.Second
+	// thawWait is for how long a thaw is tried again, whatever happened before;
+	// thawOnce bounds one try.
+	thawWait = 10 * time.Minute
+	thawOnce = 5 * time.Second
 )
 
 // pointInput is what a recovery point was asked for.
@@ -108,11 +110,7 @@ func (c *Orchestrator) whileFrozen(ctx context.Context, it holdfast.Item, step *
 		defer cancel()
 		began := c.now()
 		defer func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), thawWait)
-			defer cancel()
-			if terr := s.Agent.Thaw(ctx, machine); terr != nil && !errors.Is(terr, provider.ErrNoAgent) {
-				err = errors.Join(err, fmt.Errorf("thaw: %w", terr))
-			}
+			err = errors.Join(err, thaw(context.WithoutCancel(ctx), s.Agent, machine))
 			frozen = c.now().Sub(began)
 		}()
 		n, err := s.Agent.Freeze(bound, machine)
@@ -126,6 +124,21 @@ func (c *Orchestrator) whileFrozen(ctx context.Context, it holdfast.Item, step *
 		return f()
 	})
 	return frozen, err
+}
+
+// thaw tries until the guest is thawed, has no agent, or is off.
+func thaw(ctx context.Context, a provider.Agent, machine string) error {
+	for end := time.Now().Add(thawWait); ; {
+		once, cancel := context.WithTimeout(ctx, thawOnce)
+		err := a.Thaw(once, machine)
+		cancel()
+		if err == nil || errors.Is(err, provider.ErrNoAgent) || errors.Is(err, provider.ErrNotRunning) {
+			return nil
+		}
+		if time.Now().After(end) || !sleep(ctx, time.Second) {
+			return fmt.Errorf("thaw: %w", err)
+		}
+	}
 }
 
 // noteAppPoint keeps why the last application-consistent point was not made.

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -184,7 +185,7 @@ func demoWorld() *httpdtest.World {
 			ID: "i-1", Name: "web1", Machine: api.MachineRef{ID: "m-1", Name: "web1", Disks: w.Machines.Machines[0].Disks}, PrimarySite: "berlin", RecoverySite: "paris", ActiveSite: "berlin",
 			State: "protected", Direction: "forward", Version: 12, CreatedAt: now.Add(-50 * time.Hour), Stream: api.ItemStream{ID: strings.Repeat("ab", 16), Timeline: 1, Generation: 1},
 			Health: api.Health{Level: "warning", Findings: []api.Finding{{Code: "HF1003", Severity: "warning", Summary: "RPO is above the threshold", Cause: "The vault takes 3.0 MiB/s, the source writes 12 MiB/s", Advice: "Give the link more bandwidth", Since: now.Add(-4 * time.Minute)}}},
-			Policy: api.Policy{RPOThreshold: 30},
+			Policy: api.Policy{RPOThreshold: 30}, Test: api.ItemTest{Last: &api.LastTest{At: now.Add(-70 * time.Hour), Passed: true, ReadySeconds: 4.1, Note: "login works", SuccessAt: now.Add(-70 * time.Hour)}},
 			Replication: &api.Replication{Mode: "continuous", Disks: []api.DiskSync{{ID: "vda", Done: 40 * gib, Total: 40 * gib}}, Rate: 12 << 20, BacklogBytes: 96 << 20, RPOSeconds: ptr(47.2),
 				Newest: &api.StreamMoment{Timeline: 1, Position: newest.Position, Time: newest.Time}, ReceivedBytes: 60 * gib, SentBytes: 21 * gib, StoredBytes: 20 * gib, LastReceivedAt: now.Add(-3 * time.Second)},
 			Allowed: []string{"failover", "disable"}, Blocked: []api.BlockedOperation{{Operation: "commit", Reason: "the item is not failed over", NextStep: "holdfast failover web1"}},
@@ -267,12 +268,57 @@ func changeWorld(w *httpdtest.World, name string) error {
 		"accept": func() { clear(w.Fail) },
 		"broken": func() { w.Fail["ListItems"] = errors.New("secret detail") },
 	}
+	maps.Copy(changes, lifeChanges(w, done))
 	change, ok := changes[name]
 	if !ok {
 		return fmt.Errorf("no change %q", name)
 	}
 	w.Change(change)
 	return nil
+}
+
+// lifeChanges are the named changes for an item's life after it was protected.
+// done is a job that went well.
+func lifeChanges(w *httpdtest.World, done api.Job) map[string]func() {
+	old := api.Point{ID: "p-2", Name: "before-upgrade", Timeline: 1, Position: "00000000000a0000", Time: now.Add(-10 * time.Minute), Consistency: "app"}
+	test := func(name, state string, age time.Duration) api.Test {
+		return api.Test{Name: name, Handle: "test-" + name, State: state, Site: "paris", StartedAt: now.Add(-age)}
+	}
+	outcome := func(r api.JobResult) func() {
+		return func() {
+			d := done
+			d.Tasks, d.Result = nil, &r
+			w.Script = []api.Job{d}
+		}
+	}
+	return map[string]func(){
+		"untested":    func() { w.Items[0].Test.Last = nil },
+		"failed-test": func() { w.Items[0].Test.Last.Passed, w.Items[0].Test.Last.At = false, now.Add(-time.Hour) },
+		"everything-may": func() {
+			w.Items[0].Allowed = []string{"failover", "planned_failover", "failback", "change_point", "disable", "test_failover"}
+		},
+		"tests": func() {
+			good, bad := test("web1-test-1a2b", "running", time.Hour), test("try\x1b[31m", "failed", 72*time.Hour)
+			good.Network, good.Point, good.ReadySeconds, good.Verified = "lab", &old, ptr(6.2), "passed"
+			bad.Verified = "failed: its guest agent did not answer in time"
+			w.Items[0].Test.State, w.Items[0].Test.Open = "failed", []api.Test{good, bad}
+		},
+		"check": func() {
+			w.Check = api.OperationCheck{Allowed: true, Point: &old, Warning: "this point is 10m0s older than the newest recoverable position", Site: "paris", MachineName: "web1-dr", RPOSeconds: ptr(600.0),
+				ExpectedRTOSeconds: ptr(2.5), Basis: "the last 3 of kind test_failover", Steps: []string{"Check the item", "Fence the source", "Start the machine"},
+				Findings: []api.Finding{{Severity: "warning", Summary: "the site has 1 GiB of memory left", Advice: "Stop another machine there"}}}
+		},
+		"check-fails": func() {
+			w.Check = api.OperationCheck{Reason: "name web1 is taken at site paris", NextStep: "Choose another name: --name", Steps: []string{"Check the item"},
+				Findings: []api.Finding{{Severity: "critical", Summary: "name web1 is taken at site paris", Advice: "Choose another name: --name"}}}
+		},
+		"mute":       func() { w.Fail["CheckOperation"] = &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "open vault"} },
+		"proved-job": outcome(api.JobResult{RPOSeconds: ptr(0.0), RTOSeconds: ptr(9.0), Site: "berlin", MachineName: "web1", Proved: true, MovedBytes: ptr(int64(52 << 20))}),
+		"tested-job": outcome(api.JobResult{RTOSeconds: ptr(6.2), Site: "paris", MachineName: "web1-test-1a2b", Test: "test-1", Point: &old}),
+		"nobody-home": func() {
+			w.Fail["Screenshot"] = &holdfast.Error{Kind: holdfast.KindNotFound, Op: "find picture of job", Thing: "a-6", Cause: "none was kept", Hint: "Ask for one with test-failover start --screenshot"}
+		},
+	}
 }
 
 // Every command has a script, and the help names every exit code.
@@ -294,7 +340,8 @@ func TestEveryCommandHasScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range append(files, "login", "version", "protect", "failover") {
+	for _, command := range append(files, "login", "version", "protect", "failover", "test-failover start", "test-failover clean-up", "test-failover list",
+		"failback", "change-point", "commit", "undo-failover", "reprotect", "resync", "cancel", "point create") {
 		command = strings.ReplaceAll(strings.TrimSuffix(command, ".go"), "_", " ")
 		if strings.HasSuffix(command, "test") {
 			continue

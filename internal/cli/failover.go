@@ -95,6 +95,9 @@ func (o *failoverOptions) request(now time.Time) (api.Failover, error) {
 	default:
 		return f, usagef("--option %s is not known: want latest, latest_processed or latest_app", o.option)
 	}
+	if f.Planned && f.Option != api.OptionLatest {
+		return f, usagef("--planned loses nothing, so it goes with no other recovery point than the latest")
+	}
 	return f, nil
 }
 

@@ -43,7 +43,7 @@ func (a *app) printItem(w io.Writer, i api.Item) {
 	fields(w, a.out,
 		"Machine", plain(fmt.Sprintf("%s at %s, %s of %s", i.Machine.Name, i.PrimarySite, count(len(i.Machine.Disks), "disk", "disks"), size(total))),
 		"Direction", plain(directionText(i)+", active at "+i.ActiveSite),
-		"Test", words(i.Test.State),
+		"Tested", plain(a.testedText(i)),
 		"Job", job,
 		"Timeline", fmt.Sprintf("%d, generation %d", i.Stream.Timeline, i.Stream.Generation),
 		"Protected", a.ago(i.CreatedAt),
@@ -53,6 +53,10 @@ func (a *app) printItem(w io.Writer, i api.Item) {
 	}
 	if i.Recovery != nil {
 		a.printRecovery(w, *i.Recovery)
+	}
+	if len(i.Test.Open) > 0 {
+		fmt.Fprintf(w, "\n%s\n", a.out.bold("Test machines"))
+		a.printTests(w, []api.Item{i}, false)
 	}
 	if len(i.Health.Findings) > 0 {
 		fmt.Fprintf(w, "\n%s\n", a.out.bold("Findings"))

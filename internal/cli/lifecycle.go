@@ -16,7 +16,7 @@ func (a *app) lifecycle() []*cobra.Command {
 		return func(i api.Item) string { return fmt.Sprintf(format, i.Name) }
 	}
 	return []*cobra.Command{
-		group("test-failover", "A copy of a machine, apart from the world", a.testStart(), a.testCleanUp()),
+		group("test-failover", "A copy of a machine, apart from the world", a.testStart(), a.testCleanUp(), a.testList()),
 		a.failback(), a.changePoint(),
 		a.simple("commit", "Make a failover final",
 			"Until then the recovery point can be changed and the failover undone. After a failback it removes\nthe machine that had been recovered. Recovery points stay as the policy says.",
@@ -57,7 +57,9 @@ holdfast test-failover clean-up.`,
 			if v != (api.BootVerification{}) {
 				req.Verify = &v
 			}
-			return a.operate(cmd, args[0], o, operation{name: "test_failover", path: "test-failover", body: req, check: point.check(f)})
+			check := point.check(f)
+			check.Name = req.Name
+			return a.operate(cmd, args[0], o, operation{name: "test_failover", path: "test-failover", body: req, check: check})
 		},
 	}
 	fs := cmd.Flags()

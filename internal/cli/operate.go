@@ -3,7 +3,9 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -43,6 +45,9 @@ func (a *app) operate(cmd *cobra.Command, item string, o operating, op operation
 			op.check.Operation = op.name
 			return a.dryRun(cmd.Context(), c, it, op.check)
 		}
+		if !a.json {
+			a.warn(cmd.Context(), c, it, op)
+		}
 		if op.question != nil {
 			if err := a.confirm(o.yes, plain(op.question(it))); err != nil {
 				return err
@@ -54,6 +59,37 @@ func (a *app) operate(cmd *cobra.Command, item string, o operating, op operation
 		}
 		return a.finish(cmd, c, job, o.waiting)
 	})
+}
+
+// warnWait is for how long an operation waits for what speaks against it.
+const warnWait = 5 * time.Second
+
+// warn says what speaks against an operation before it begins: that it was never
+// tried, and what it gives up. It holds up nothing: of a server that does not
+// answer soon, nothing is said.
+func (a *app) warn(ctx context.Context, c *api.Client, it api.Item, op operation) {
+	if !slices.Contains(it.Allowed, op.name) {
+		return // the server will say so
+	}
+	say := func(text string) { fmt.Fprintf(a.Stderr, "%s %s\n", a.err.yellow("warning:"), plain(text)) }
+	if op.path == "failover" && !tested(it) {
+		say("no test failover of " + it.Name + " has ever passed; with time to spare, run holdfast test-failover start " + it.Name + " first")
+	}
+	if op.question == nil {
+		return // it takes nothing away
+	}
+	switch op.check.Option {
+	case api.OptionLatestApp, api.OptionPoint, api.OptionTime:
+	default:
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, warnWait)
+	defer cancel()
+	check := op.check
+	check.Operation = op.name
+	if out, err := c.CheckOperation(ctx, it.ID, check); err == nil && out.Warning != "" {
+		say(out.Warning)
+	}
 }
 
 // dryRun shows what an operation would do. It fails as the operation would if it
@@ -86,7 +122,7 @@ func (a *app) printCheck(item api.Item, c api.OperationCheck) {
 	}
 	expected := ""
 	if c.ExpectedRTOSeconds != nil {
-		expected = span(*c.ExpectedRTOSeconds) + ", the median of " + c.Basis
+		expected = span(*c.ExpectedRTOSeconds) + ", the median of " + words(c.Basis)
 	}
 	fields(a.Stdout, a.out, "Machine", plain(machine), "From", plain(point), "RPO", optionalSpan(c.RPOSeconds, ""), "RTO", plain(expected), "Gives up", plain(c.Warning))
 	if len(c.Steps) > 0 {

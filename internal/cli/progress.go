@@ -142,11 +142,24 @@ func (a *app) printResult(w io.Writer, job api.Job) {
 	if machine != "" && r.Site != "" {
 		machine += " at " + plain(r.Site)
 	}
+	proof, moved, after := "", "", ""
+	if r.Proved {
+		proof = "source and vault were compared and are equal: nothing was lost"
+	}
+	if r.MovedBytes != nil {
+		moved = size(*r.MovedBytes) + " written to disks that were there already"
+	}
+	if r.Test != "" {
+		after = plain("remove it with: holdfast test-failover clean-up " + job.ItemName + " --test " + r.MachineName)
+	}
 	fields(w, a.out,
 		"Machine", machine,
 		"Recovered", point,
 		"RPO", optionalSpan(r.RPOSeconds, ""),
 		"RTO", optionalSpan(r.RTOSeconds, ""),
+		"Proof", proof,
+		"Moved", moved,
+		"Test", after,
 	)
 	if r.Verify != nil {
 		a.printVerify(w, *r.Verify)

@@ -58,21 +58,18 @@ func TestNoOperationTakesABadRequest(t *testing.T) {
 		{name: "too large", body: `{"note":"` + strings.Repeat("a", 70<<10) + `"}`, status: 413},
 		{name: "not JSON", body: `{}`, contentType: "text/plain", status: 415},
 	}
+	b := newBench(t)
 	for _, op := range operations {
 		for _, tt := range tests {
-			t.Run(op.path+"/"+tt.name, func(t *testing.T) {
-				t.Parallel()
-				b := newBench(t)
-				contentType := "application/json"
-				if tt.contentType != "" {
-					contentType = tt.contentType
-				}
-				w := b.do(auth.RoleAdmin, "POST", "/v1/items/web1/"+op.path, tt.body, "Content-Type", contentType)
-				problem(t, w, tt.status, api.CodeInvalid)
-				if calls := changed(b.world.Called()); len(calls) > 0 {
-					t.Errorf("the service was called: %v", calls)
-				}
-			})
+			contentType := "application/json"
+			if tt.contentType != "" {
+				contentType = tt.contentType
+			}
+			w := b.do(auth.RoleAdmin, "POST", "/v1/items/web1/"+op.path, tt.body, "Content-Type", contentType)
+			problem(t, w, tt.status, api.CodeInvalid)
+			if calls := changed(b.world.Called()); t.Failed() || len(calls) > 0 {
+				t.Fatalf("%s, %s: answer %d %s, calls %v", op.path, tt.name, w.Code, w.Body, calls)
+			}
 		}
 	}
 }
@@ -108,18 +105,13 @@ func TestBadOperations(t *testing.T) {
 		{"check", `{"operation":"failover","point":"p"}`, "option point"},
 		{"check", `{"operation":"planned_failover","option":"latest_app"}`, "loses nothing"},
 	}
+	b := newBench(t)
 	for _, tt := range tests {
-		t.Run(tt.path+" "+tt.body[:min(len(tt.body), 60)], func(t *testing.T) {
-			t.Parallel()
-			b := newBench(t)
-			p := problem(t, b.do(auth.RoleAdmin, "POST", "/v1/items/web1/"+tt.path, tt.body), 422, api.CodeInvalid)
-			if !strings.Contains(p.Cause, tt.cause) {
-				t.Errorf("cause %q, want it to contain %q", p.Cause, tt.cause)
-			}
-			if calls := changed(b.world.Called()); len(calls) > 0 {
-				t.Errorf("the service was called: %v", calls)
-			}
-		})
+		p := problem(t, b.do(auth.RoleAdmin, "POST", "/v1/items/web1/"+tt.path, tt.body), 422, api.CodeInvalid)
+		calls := changed(b.world.Called())
+		if !strings.Contains(p.Cause, tt.cause) || len(calls) > 0 {
+			t.Errorf("%s %.60s: cause %q, want it to contain %q; calls %v, want none", tt.path, tt.body, p.Cause, tt.cause, calls)
+		}
 	}
 }
 
@@ -127,24 +119,21 @@ func TestBadOperations(t *testing.T) {
 // is told, so that it looks again at one with its change.
 func TestOperationsOnAVersion(t *testing.T) {
 	t.Parallel()
+	b := newBench(t)
 	for _, op := range operations {
-		t.Run(op.path, func(t *testing.T) {
-			t.Parallel()
-			b := newBench(t)
-			path := "/v1/items/web1/" + op.path
-			problem(t, b.do(auth.RoleOperator, "POST", path, op.body, "If-Match", `"v6"`), http.StatusPreconditionFailed, api.CodeConflict)
-			if calls := changed(b.world.Called()); len(calls) > 0 {
-				t.Fatalf("the service was called: %v", calls)
-			}
-			w := b.do(auth.RoleOperator, "POST", path, op.body, "If-Match", `"v7"`)
-			calls := changed(b.world.Called())
-			if w.Code != http.StatusAccepted || w.Header().Get("Location") == "" || len(calls) != 1 {
-				t.Fatalf("answer %d %s, Location %q, calls %v", w.Code, w.Body, w.Header().Get("Location"), calls)
-			}
-			if told := strings.Contains(calls[0], "IfVersion:7"); told != op.versioned {
-				t.Errorf("call %q: version told: %v, want %v", calls[0], told, op.versioned)
-			}
-		})
+		path := "/v1/items/web1/" + op.path
+		problem(t, b.do(auth.RoleOperator, "POST", path, op.body, "If-Match", `"v6"`), http.StatusPreconditionFailed, api.CodeConflict)
+		if calls := changed(b.world.Called()); len(calls) > 0 {
+			t.Errorf("%s with an old version: the service was called: %v", op.path, calls)
+		}
+		w := b.do(auth.RoleOperator, "POST", path, op.body, "If-Match", `"v7"`)
+		calls := changed(b.world.Called())
+		if w.Code != http.StatusAccepted || w.Header().Get("Location") == "" || len(calls) != 1 {
+			t.Fatalf("%s: answer %d %s, Location %q, calls %v", op.path, w.Code, w.Body, w.Header().Get("Location"), calls)
+		}
+		if told := strings.Contains(calls[0], "IfVersion:7"); told != op.versioned {
+			t.Errorf("call %q: version told: %v, want %v", calls[0], told, op.versioned)
+		}
 	}
 }
 
@@ -176,8 +165,8 @@ func TestRefusedOperations(t *testing.T) {
 	calls := map[string]string{"test-failover": "TestFailover", "clean-up": "CleanUpTest", "failover": "FailoverItem", "failback": "Failback",
 		"change-point": "ChangePoint", "commit": "Commit", "undo-failover": "UndoFailover", "reprotect": "Reprotect", "resync": "Resync",
 		"points": "MakePoint", "cancel": "CancelItem", "disable": "DisableItem"}
+	b := newBench(t)
 	for _, op := range operations {
-		b := newBench(t)
 		b.world.Fail[calls[op.path]] = fmt.Errorf("outer: %w", &holdfast.Error{Kind: holdfast.KindNotAllowed, Op: op.path, Thing: "web1", Cause: "not now", Hint: "Wait"})
 		if p := problem(t, b.do(auth.RoleOperator, "POST", "/v1/items/web1/"+op.path, op.body), 409, api.CodeNotAllowed); p.Cause != "not now" || p.Hint != "Wait" {
 			t.Errorf("%s: %+v", op.path, p)

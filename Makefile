@@ -65,6 +65,7 @@ test:
 
 bench:
 	@$(READY)
+	go build -trimpath -o bin/ ./cmd/...
 	go run ./bench
 
 fuzz:

@@ -5,10 +5,12 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -19,6 +21,8 @@ func main() {
 	flag.IntVar(&o.runs, "runs", 5, "how often each side is measured, in turns")
 	flag.IntVar(&o.sizeMB, "size", 512, "size of the disk, in MiB")
 	flag.StringVar(&o.dir, "dir", "", "where to work; a temporary directory if empty")
+	flag.StringVar(&o.binary, "binary", "bin/holdfast", "the holdfast program, for what is measured in a guest")
+	flag.StringVar(&o.only, "only", "", "vault or guest; both if empty")
 	flag.StringVar(&o.json, "json", "", "file for the figures as JSON")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -32,6 +36,7 @@ func main() {
 type options struct {
 	runs, sizeMB int
 	dir, json    string
+	binary, only string
 }
 
 // side is one of what is compared.
@@ -67,7 +72,17 @@ func run(ctx context.Context, o options) error {
 		o.dir = dir
 	}
 	var all []result
+	if o.only != "vault" {
+		res, err := runGuest(ctx, o)
+		if err != nil {
+			return err
+		}
+		all = append(all, res...)
+	}
 	for _, kind := range []string{"text", "random"} {
+		if o.only == "guest" {
+			break
+		}
 		b, err := newBench(ctx, o, kind)
 		if err != nil {
 			return err
@@ -92,6 +107,23 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	return os.WriteFile(o.json, data, 0o644)
+}
+
+// runGuest measures what a guest feels.
+func runGuest(ctx context.Context, o options) (all []result, err error) {
+	b, err := newGuestBench(ctx, filepath.Join(o.dir, "g"), o.binary)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	for _, c := range b.contests() {
+		res, err := measure(ctx, c, o.runs)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", c.name, err)
+		}
+		all = append(all, res...)
+	}
+	return all, nil
 }
 
 // measure runs the sides in turns, so that what else the machine does hits all.

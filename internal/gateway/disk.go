@@ -129,7 +129,10 @@ func (d *disk) ReadAt(context.Context, []byte, int64) error {
 // WriteAt takes a write: once it returns nil, the write survives the death of
 // this process. It returns nbd.ErrDrop if the write cannot be taken.
 func (d *disk) WriteAt(ctx context.Context, p []byte, off int64, _ bool) error {
-	d.s.throttle(ctx, int64(len(p)))
+	d.s.mu.Lock()
+	synced := d.synced
+	d.s.mu.Unlock()
+	d.s.throttle(ctx, int64(len(p)), synced)
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
 	if err := d.mayWrite(ctx); err != nil {

@@ -411,16 +411,23 @@ func (s *stream) backlog() int64 {
 	return n + s.queueBytes.Load()
 }
 
-// throttle slows a source that writes faster than the vault takes it, once an
-// eighth of the spool's bound is in use: each large request then waits for
-// maxThrottle. Without it a first copy would fill the backlog to its bound and
-// be cut off.
-func (s *stream) throttle(ctx context.Context, n int64) {
+// throttle slows a source that writes faster than the vault takes it; otherwise
+// the backlog would reach its bound, and the source be cut off. A copy, which
+// can wait, waits for maxThrottle with each large request once an eighth of the
+// bound is in use. A guest in sync writes at full speed until a quarter is, so
+// that a burst costs it nothing; from there on each of its large requests waits
+// longer, up to maxThrottle at three quarters.
+func (s *stream) throttle(ctx context.Context, n int64, synced bool) {
 	if n < 64<<10 {
 		return
 	}
-	if used := s.backlog(); used > s.opts.Tuning.SpoolLimit/8 {
+	used, limit := s.backlog(), s.opts.Tuning.SpoolLimit
+	if !synced && used > limit/8 {
 		sleep(ctx, maxThrottle)
+		return
+	}
+	if over := used - limit/4; synced && over > 0 {
+		sleep(ctx, time.Duration(float64(maxThrottle)*min(1, float64(over)/float64(limit/2))))
 	}
 }
 

@@ -222,6 +222,8 @@ type Machine struct {
 	Second string
 	// TestMonitor is a further monitor socket, for a test's own use.
 	TestMonitor string
+	// Agent is the socket of the machine's guest agent; empty: none.
+	Agent string
 }
 
 // AddMachine writes a machine's description into the primary site.
@@ -238,6 +240,9 @@ func (l *Lab) AddMachine(m Machine) error {
 		"disks":  disks,
 		"nics":   []map[string]any{},
 		"serial": l.SerialPath(l.Primary, m.Name), "qmp": filepath.Join(l.Primary, m.Name+".qmp"), "pidfile": filepath.Join(l.Primary, m.Name+".pid"),
+	}
+	if m.Agent != "" {
+		def["agent"] = m.Agent
 	}
 	if m.TestMonitor != "" {
 		def["extra"] = []string{"-qmp", "unix:" + m.TestMonitor + ",server=on,wait=off"}

@@ -20,7 +20,7 @@ type BootVerification struct {
 	Serial         string `json:"serial,omitempty" maxLength:"256" doc:"Wait until its serial console shows this regular expression"`
 	Ping           bool   `json:"ping,omitempty" doc:"Wait until it answers a ping"`
 	TCPPort        int    `json:"tcp_port,omitempty" minimum:"0" maximum:"65535" doc:"Wait until this port accepts a connection"`
-	Script         string `json:"script,omitempty" maxLength:"4096" doc:"Run this program on the server; it must end with 0"`
+	Script         string `json:"script,omitempty" maxLength:"4096" doc:"Run this script, a file of the server's directory of scripts; it must end with 0"`
 	TimeoutSeconds int64  `json:"timeout_seconds,omitempty" minimum:"0" maximum:"86400" doc:"For how long all of it may take; 0: 5 minutes"`
 	Screenshot     bool   `json:"screenshot,omitempty" doc:"Keep a picture of the console with the job"`
 }

@@ -142,7 +142,7 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	var err error
 	p.orch, err = orchestrator.New(orchestrator.Options{
 		Store: p.db, Jobs: p.db, Vault: p.vault, VaultRef: gateway.VaultRef{Directory: o.vault, Key: p.key.String()},
-		Views: p.views, Pictures: pictures(filepath.Join(o.state, "pictures")), Confirm: p.lease.Confirm, OpenSite: openSite, VaultLocation: o.vault, Tuning: o.tuning, Publish: events.Publish, Logger: p.log,
+		Views: p.views, Pictures: pictures(filepath.Join(o.state, "pictures")), Scripts: filepath.Join(o.state, "scripts"), Confirm: p.lease.Confirm, OpenSite: openSite, VaultLocation: o.vault, Tuning: o.tuning, Publish: events.Publish, Logger: p.log,
 		VaultFree: func() (int64, error) { return vfs.OS.Free(o.vault) },
 		Gateway: func(address string) (orchestrator.Gateway, error) {
 			if address == "" {

@@ -66,7 +66,7 @@ holdfast test-failover clean-up.`,
 	fs.StringVar(&req.Name, "name", "", "the test machine's name; made from the item's if not given")
 	fs.StringVar(&req.Network, "network", "", "a network of the site; without it the machine is isolated")
 	fs.BoolVar(&v.Agent, "agent", false, "wait until its guest agent answers")
-	fs.StringVar(&v.Script, "script", "", "run this program on the server; it must end with 0")
+	fs.StringVar(&v.Script, "script", "", "run this script, a file in the directory scripts of the server's state; it must end with 0")
 	fs.BoolVar(&v.Screenshot, "screenshot", false, "keep a picture of its console; see holdfast job screenshot")
 	fs.Int64Var(&v.TimeoutSeconds, "timeout", 0, "seconds that all of this may take; 300 if not given")
 	point.flags(fs)

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/api"
 	"github.com/holdfast-dr/holdfast/internal/job"
 	"github.com/holdfast-dr/holdfast/internal/provider"
 )
@@ -53,10 +56,6 @@ func (c *Orchestrator) bootChecks(ctx context.Context, r *testRun, site holdfast
 		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "verify boot of machine", Thing: r.test.Name, Cause: what, Err: err,
 			Hint: "Look at the picture of its console with holdfast job screenshot, and at the machine, then clean the test up"}
 	}
-	if v.Serial != "" || v.Ping || v.TCPPort != 0 {
-		return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "verify boot of machine", Thing: r.test.Name,
-			Cause: "this version can wait for the guest agent and run a script", Hint: "Ask for these two only"}
-	}
 	if v.Agent {
 		if s.Agent == nil {
 			return fail("the provider of site "+site.Name+" cannot reach guest agents", nil)
@@ -68,7 +67,7 @@ func (c *Orchestrator) bootChecks(ctx context.Context, r *testRun, site holdfast
 		r.Log("the guest agent answers")
 	}
 	if v.Script != "" {
-		out, err := runScript(ctx, v.Script, r.test)
+		out, err := c.runScript(ctx, v.Script, r.test)
 		r.Log("script says: " + out)
 		if err != nil {
 			return fail("the script failed", err)
@@ -89,19 +88,41 @@ func pollAgent(ctx context.Context, a provider.Agent, machine string) error {
 	}
 }
 
-// runScript runs a program on the server, with the test in its environment. Its
-// output is bounded.
-func runScript(ctx context.Context, path string, t holdfast.Test) (string, error) {
-	cmd := exec.CommandContext(ctx, path)
-	cmd.Env = append(cmd.Environ(), "HOLDFAST_TEST_NAME="+t.Name, "HOLDFAST_TEST_MACHINE="+t.MachineID,
-		"HOLDFAST_TEST_POINT="+t.Point.Time.UTC().Format(time.RFC3339Nano))
+// scriptName is what a verification script may be called: a file of the scripts'
+// directory, which its owner alone fills, and no way out of it.
+var scriptName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// checkVerification refuses what this version cannot do before anything is begun.
+func (c *Orchestrator) checkVerification(v *api.BootVerification) error {
+	invalid := func(thing, cause, hint string) error {
+		return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "verify boot", Thing: thing, Cause: cause, Hint: hint}
+	}
+	switch {
+	case v == nil:
+	case v.Serial != "" || v.Ping || v.TCPPort != 0:
+		return invalid("", "this version can wait for the guest agent and run a script", "Ask for these two only")
+	case v.Script == "":
+	case c.opts.Scripts == "":
+		return invalid(v.Script, "this server runs no scripts", "Leave the script out")
+	case !scriptName.MatchString(v.Script):
+		return invalid(v.Script, "it is no name of a file in the server's directory of scripts", "Put the script into "+c.opts.Scripts+" on the server and give its name")
+	}
+	return nil
+}
+
+// runScript runs a program of the scripts' directory, with the test in its
+// environment and nothing else of the server's. Its output is bounded.
+func (c *Orchestrator) runScript(ctx context.Context, name string, t holdfast.Test) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.opts.Scripts, name))
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOLDFAST_TEST_NAME=" + t.Name,
+		"HOLDFAST_TEST_MACHINE=" + t.MachineID, "HOLDFAST_TEST_POINT=" + t.Point.Time.UTC().Format(time.RFC3339Nano)}
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
-	if len(out) > 4096 {
-		out = out[:4096]
-	}
-	return string(out), err
+	return string(out[:min(len(out), maxScriptOutput)]), err
 }
+
+// maxScriptOutput is how much of what a script says is kept, in bytes.
+const maxScriptOutput = 4096
 
 // keepScreenshot keeps a picture of the console with the job. That none could be
 // made fails nothing.

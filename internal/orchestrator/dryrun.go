@@ -38,6 +38,9 @@ func (c *Orchestrator) CheckOperation(ctx context.Context, idOrName string, req 
 		out.Findings = append(out.Findings, api.Finding{Severity: string(severity), Summary: err.Error(), Advice: holdfast.HintOf(err)})
 	}
 	in := completeFailover(it, failoverInput{Operation: op, Request: pointRequest(req.Option, req.Point, req.Timeline, req.Time), TargetName: req.Name})
+	if op == holdfast.OpTestFailover && req.Name == "" {
+		in.TargetName = testName(it, newID("test"))
+	}
 	if needsPoint(op) {
 		if err := c.checkPoint(ctx, it, in.Request, &out); err != nil {
 			find(holdfast.SeverityCritical, err)
@@ -123,11 +126,11 @@ func (c *Orchestrator) checkSites(ctx context.Context, it holdfast.Item, in fail
 	case holdfast.OpReprotect, holdfast.OpResync:
 		return c.reachGateway(ctx, it)
 	case holdfast.OpTestFailover:
-		return c.withSite(ctx, in.To, func(_ holdfast.Site, s *provider.Site) error {
+		return c.withSite(ctx, in.To, func(site holdfast.Site, s *provider.Site) error {
 			if s.Target == nil {
 				return errors.New("the site's provider cannot run recovered machines")
 			}
-			return nil
+			return c.nameFree(ctx, s, site, in.TargetName)
 		})
 	}
 	return nil

@@ -185,15 +185,16 @@ func (c *Orchestrator) apiRecovery(ctx context.Context, it holdfast.Item, ob obs
 		out.HydratedBytes, out.TotalBytes, out.NeedsView = st.Hydrated, st.Total, st.NeedsView
 	}
 	// The last failover's own figures are in its job.
-	jobs, err := c.engine.List(ctx, job.Filter{Subject: it.ID, Kind: kindFailover, State: job.Succeeded, Limit: 1})
-	if err == nil && len(jobs) == 1 {
-		var res jobResult
-		if json.Unmarshal(jobs[0].Result, &res) == nil {
-			out.RPOSeconds, out.RTOSeconds = res.RPO, res.RTO
-			if res.MachineName != "" {
-				out.MachineName = res.MachineName
-			}
+	var last job.Job
+	for _, kind := range []holdfast.Operation{holdfast.OpFailover, holdfast.OpPlannedFailover, holdfast.OpFailback, holdfast.OpChangePoint} {
+		jobs, err := c.engine.List(ctx, job.Filter{Subject: it.ID, Kind: string(kind), State: job.Succeeded, Limit: 1})
+		if err == nil && len(jobs) == 1 && jobs[0].CreatedAt.After(last.CreatedAt) {
+			last = jobs[0]
 		}
+	}
+	var res jobResult
+	if len(last.Result) > 0 && json.Unmarshal(last.Result, &res) == nil {
+		out.RPOSeconds, out.RTOSeconds = res.RPO, res.RTO
 	}
 	return out
 }

@@ -100,6 +100,9 @@ type Options struct {
 	VaultRef gateway.VaultRef
 	Views    Views
 	Pictures Pictures
+	// Scripts is the directory of the scripts that a boot verification may run;
+	// empty: none.
+	Scripts string
 	// Gateway returns the gateway at an address; "" is the server's own.
 	Gateway func(address string) (Gateway, error)
 	// OpenSite opens a site with its provider.

@@ -37,7 +37,7 @@ type rig struct {
 	primary, recovery *providertest.Fake
 	vault             *vault.Vault
 	gw                *fakeGateway
-	db                string
+	db, scripts       string
 	confirm           error
 
 	*orchestrator.Orchestrator
@@ -77,7 +77,7 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	w := providertest.NewWorld()
 	r := &rig{t: t, world: w, primary: providertest.NewFake("primary", w), recovery: providertest.NewFake("recovery", w),
-		db: filepath.Join(t.TempDir(), "holdfast.db")}
+		db: filepath.Join(t.TempDir(), "holdfast.db"), scripts: t.TempDir()}
 	m := providertest.FakeMachine("m1", machine)
 	m.Disks = []provider.Disk{{ID: "vda", Size: diskSize, Format: "raw", Boot: true}, {ID: "vdb", Size: 64 << 10, Format: "raw"}}
 	r.primary.AddMachine(m)
@@ -129,7 +129,7 @@ func (r *rig) start(hook func(string, job.Job) error) {
 	}
 	r.views = &memViews{images: map[string]block.Image{}}
 	r.Orchestrator, err = orchestrator.New(orchestrator.Options{
-		Store: db, Jobs: db, Vault: r.vault, VaultRef: gateway.VaultRef{Directory: "/v", Key: "k"}, Views: r.views, Pictures: &memPictures{},
+		Store: db, Jobs: db, Vault: r.vault, VaultRef: gateway.VaultRef{Directory: "/v", Key: "k"}, Views: r.views, Pictures: &memPictures{}, Scripts: r.scripts,
 		Gateway: func(string) (orchestrator.Gateway, error) { return r.gw, nil }, Observe: 5 * time.Millisecond, JobHook: hook,
 		Confirm: func(context.Context) error { return r.confirm },
 		OpenSite: func(_ context.Context, name string, _ json.RawMessage) (*provider.Site, error) {

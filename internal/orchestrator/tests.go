@@ -42,7 +42,7 @@ func (c *Orchestrator) TestFailover(ctx context.Context, idOrName string, req ap
 	}
 	in := testInput{Handle: newID("test"), Network: req.Network, Request: pointRequest(req.Option, req.Point, req.Timeline, req.Time),
 		Verify: req.Verify, Name: req.Name, RequestedAt: c.now()}
-	if err := in.Request.Validate(); err != nil {
+	if err := errors.Join(in.Request.Validate(), c.checkVerification(req.Verify)); err != nil {
 		return api.Job{}, err
 	}
 	it, err := c.opts.Store.Item(ctx, idOrName)
@@ -54,7 +54,7 @@ func (c *Orchestrator) TestFailover(ctx context.Context, idOrName string, req ap
 	}
 	status := c.observe(ctx, it).status
 	if in.Name == "" {
-		in.Name = it.Name + "-test-" + in.Handle[len(in.Handle)-4:]
+		in.Name = testName(it, in.Handle)
 	}
 	in.Item = it.ID
 	it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
@@ -77,6 +77,11 @@ func (c *Orchestrator) TestFailover(ctx context.Context, idOrName string, req ap
 		return api.Job{}, errors.Join(err, c.dropTest(context.WithoutCancel(ctx), it.ID, in.Handle))
 	}
 	return c.apiJob(ctx, j), nil
+}
+
+// testName is what a test machine is called if nobody says.
+func testName(it holdfast.Item, handle string) string {
+	return it.Name + "-test-" + handle[len(handle)-4:]
 }
 
 // testOf returns a test of an item.

@@ -3,6 +3,8 @@ package orchestrator_test
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -311,4 +313,44 @@ func TestDryRun(t *testing.T) {
 	if _, err := r.CheckOperation(t.Context(), machine, api.CheckOperation{Operation: "explode"}); err == nil {
 		t.Error("there is no such operation")
 	}
+}
+
+// TestVerification looks whether a test machine has booted, and refuses scripts
+// from elsewhere before anything is begun.
+func TestVerification(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.protect()
+	for _, v := range []api.BootVerification{{Script: "/bin/true"}, {Script: "../x"}, {Script: ""}, {Ping: true}, {TCPPort: 22}, {Serial: "login"}} {
+		if v == (api.BootVerification{}) {
+			continue
+		}
+		if _, err := r.TestFailover(t.Context(), machine, api.TestFailover{Option: "latest", Verify: &v}); err == nil {
+			t.Errorf("%+v was taken", v)
+		}
+	}
+	if it := r.item(); len(it.Test.Open) != 0 {
+		t.Errorf("tests are %+v", it.Test)
+	}
+	script := filepath.Join(r.scripts, "look")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nenv | sort\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	j := r.done(r.TestFailover(t.Context(), machine, api.TestFailover{Option: "latest", Name: "t1", Verify: &api.BootVerification{Script: "look", Screenshot: true}}))
+	said := strings.Join(j.Tasks[len(j.Tasks)-1].Log, "\n")
+	if !strings.Contains(said, "HOLDFAST_TEST_NAME=t1") || strings.Contains(said, "HOME=") {
+		t.Errorf("the script says %q", said)
+	}
+	if png, err := r.Screenshot(t.Context(), j.ID); err != nil || !strings.HasPrefix(string(png), "\x89PNG") {
+		t.Errorf("picture: %q, %v", png, err)
+	}
+	if it := r.item(); it.Test.Open[0].Verified != "passed" {
+		t.Errorf("test is %+v", it.Test.Open)
+	}
+	r.done(r.CleanUpTest(t.Context(), machine, api.CleanUpTest{}))
+	j = r.ended(r.TestFailover(t.Context(), machine, api.TestFailover{Option: "latest", Verify: &api.BootVerification{Agent: true, TimeoutSeconds: 1}}))
+	if it := r.item(); j.State != "failed" || it.Test.State != "failed" || it.State != "protected" {
+		t.Errorf("without an agent the job is %s, the item %+v", j.State, it)
+	}
+	r.done(r.CleanUpTest(t.Context(), machine, api.CleanUpTest{Note: "no agent"}))
 }

@@ -146,22 +146,40 @@ func (g *Ingest) open(ctx context.Context, r OpenRequest) (*served, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := st.Writer(ctx, vault.WriterOptions{Timeline: r.Timeline, Generation: r.Generation})
-	if err != nil {
-		return nil, fmt.Errorf("open stream %s for writing: %w", r.Stream, err)
-	}
 	disks := make([]vault.Disk, len(r.Disks))
 	for i, d := range r.Disks {
 		disks[i] = vault.Disk{ID: d.ID, Size: d.Size}
 	}
-	s, err := newStream(ctx, StreamOptions{
-		Stream: st, Writer: w, Disks: disks, FS: g.fs, Tuning: r.Tuning, Logger: g.log.With("stream", r.Stream.String()),
+	s, err := openAccount(ctx, r, StreamOptions{
+		Stream: st, Disks: disks, FS: g.fs, Tuning: r.Tuning, Logger: g.log.With("stream", r.Stream.String()),
 		Dir: filepath.Join(g.opts.Dir, r.Stream.String()+"-"+r.Timeline.String()),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return g.serve(&served{stream: s, socket: filepath.Join(g.opts.SocketDir, r.Stream.String()[:12]+".nbd")})
+}
+
+// openAccount opens a stream with what an earlier process left of it. If that is
+// damaged it is set aside, and the stream begins anew: source and vault are
+// compared. What had been acknowledged and is in the damaged part comes from the
+// source again.
+func openAccount(ctx context.Context, r OpenRequest, o StreamOptions) (*stream, error) {
+	for {
+		var err error
+		if o.Writer, err = o.Stream.Writer(ctx, vault.WriterOptions{Timeline: r.Timeline, Generation: r.Generation}); err != nil {
+			return nil, fmt.Errorf("open stream %s for writing: %w", r.Stream, err)
+		}
+		s, err := newStream(ctx, o)
+		if !errors.Is(err, errAccount) {
+			return s, err
+		}
+		aside := fmt.Sprintf("%s.damaged-%d", o.Dir, time.Now().UnixNano())
+		o.Logger.Error("source and vault are compared, for what this gateway had kept is damaged", "error", err, "set_aside", aside)
+		if err := o.FS.Rename(o.Dir, aside); err != nil {
+			return nil, fmt.Errorf("set damaged account aside: %w", err)
+		}
+	}
 }
 
 // openStream opens the vault's side of a stream.

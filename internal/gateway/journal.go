@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,7 +78,8 @@ type journalFile struct {
 }
 
 // openJournal finds the journal's files in dir and returns their records, in
-// order, through replay. A torn record ends its file: it was never acknowledged.
+// order, through replay. A torn record at the very end was never acknowledged
+// and is left out; any other that is not whole is damage, and errAccount.
 func openJournal(fsys vfs.FS, dir string, replay func(record) error) (*journal, error) {
 	if err := fsys.MkdirAll(dir); err != nil {
 		return nil, fmt.Errorf("open journal %s: %w", dir, err)
@@ -87,12 +89,17 @@ func openJournal(fsys vfs.FS, dir string, replay func(record) error) (*journal, 
 		return nil, fmt.Errorf("open journal %s: %w", dir, err)
 	}
 	j := &journal{fs: fsys, dir: dir}
-	for _, name := range names {
-		if !strings.HasSuffix(name, journalSuffix) {
-			continue
-		}
+	names = slices.DeleteFunc(names, func(name string) bool { return !strings.HasSuffix(name, journalSuffix) })
+	for i, name := range names {
 		f := journalFile{name: name}
-		if err := j.replayFile(&f, replay); err != nil {
+		err := j.replayFile(&f, replay)
+		if errors.Is(err, errTorn) && i == len(names)-1 {
+			err = nil
+		}
+		if errors.Is(err, errTorn) {
+			err = fmt.Errorf("%w: %w", errAccount, err)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("replay journal %s: %w", path.Join(dir, name), err)
 		}
 		j.files = append(j.files, f)
@@ -100,6 +107,9 @@ func openJournal(fsys vfs.FS, dir string, replay func(record) error) (*journal, 
 	return j, nil
 }
 
+// replayFile hands on the records of one file. It fails with errTorn if the last
+// one was not written as a whole, and with errAccount if a record was damaged
+// later.
 func (j *journal) replayFile(jf *journalFile, replay func(record) error) error {
 	f, err := j.fs.Open(path.Join(j.dir, jf.name))
 	if err != nil {
@@ -113,8 +123,11 @@ func (j *journal) replayFile(jf *journalFile, replay func(record) error) error {
 	r := io.NewSectionReader(f, 0, size)
 	for {
 		rec, err := readRecord(r)
-		if errors.Is(err, io.EOF) || errors.Is(err, errTorn) {
+		if errors.Is(err, io.EOF) {
 			return nil
+		}
+		if errors.Is(err, errTorn) && recordAfter(f, jf.size+1, size, jf.last) {
+			return fmt.Errorf("%w: record at %d is damaged", errAccount, jf.size)
 		}
 		if err != nil {
 			return err
@@ -127,11 +140,36 @@ func (j *journal) replayFile(jf *journalFile, replay func(record) error) error {
 	}
 }
 
+// recordAfter says whether a whole record that follows the position is anywhere
+// behind an offset: then what is before it was not torn by a crash.
+func recordAfter(f io.ReaderAt, off, size int64, last holdfast.Position) bool {
+	rest := make([]byte, max(0, size-off))
+	if _, err := f.ReadAt(rest, off); err != nil && !errors.Is(err, io.EOF) {
+		return true // not known
+	}
+	for ; len(rest) >= recordHeader; rest = rest[1:] {
+		n := int64(binary.LittleEndian.Uint32(rest[4:]))
+		pos := holdfast.Position(binary.LittleEndian.Uint64(rest[16:]))
+		if n > maxPayload || n > int64(len(rest)-recordHeader) || pos <= last || pos > last+1<<32 {
+			continue
+		}
+		if crc32.Checksum(rest[4:recordHeader+n], castagnoli) == binary.LittleEndian.Uint32(rest) {
+			return true
+		}
+	}
+	return false
+}
+
+// errAccount says that the gateway's own account of what it has acknowledged is
+// damaged: source and vault have to be compared.
+var errAccount = errors.New("the gateway's account of changes is damaged")
+
 // errTorn says that a record is not whole.
 var errTorn = errors.New("torn journal record")
 
-// readRecord decodes one record. It returns io.EOF at the end and errTorn for
-// anything that is not a whole record.
+// readRecord decodes one record. It returns io.EOF at the end, errTorn for one
+// that the file ends in, and errAccount for one that is there and not what was
+// written.
 func readRecord(r io.Reader) (record, error) {
 	var h [recordHeader]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
@@ -142,7 +180,7 @@ func readRecord(r io.Reader) (record, error) {
 	}
 	n := binary.LittleEndian.Uint32(h[4:])
 	if n > maxPayload {
-		return record{}, errTorn
+		return record{}, fmt.Errorf("%w: a record of %d bytes", errAccount, n)
 	}
 	rec := record{
 		Kind:     recordKind(h[8]),
@@ -161,7 +199,7 @@ func readRecord(r io.Reader) (record, error) {
 	}
 	sum := crc32.Update(crc32.Checksum(h[4:], castagnoli), castagnoli, rec.Payload)
 	if sum != binary.LittleEndian.Uint32(h[:]) {
-		return record{}, errTorn
+		return record{}, fmt.Errorf("%w: a record's checksum is wrong", errAccount)
 	}
 	return rec, nil
 }

@@ -221,6 +221,9 @@ func (s *stream) adopt(ctx context.Context, name string) error {
 	if errors.Is(err, vault.ErrAlreadyCommitted) {
 		return s.opts.FS.Remove(name)
 	}
+	if errors.Is(err, vault.ErrCorrupt) {
+		return fmt.Errorf("%w: spooled segment %s: %w", errAccount, name, err)
+	}
 	if err != nil {
 		return fmt.Errorf("spooled segment %s: %w", name, err)
 	}

@@ -202,8 +202,7 @@ func (s *stream) replay(rec record) error {
 		return nil // sealed already
 	}
 	if rec.Position != next || int(rec.Disk) >= len(s.opts.Disks) {
-		return fmt.Errorf("position %s follows %s: the account of changes has a gap; remove %s to begin a rescan",
-			rec.Position, next, s.opts.Dir)
+		return fmt.Errorf("%w: position %s follows %s", errAccount, rec.Position, next)
 	}
 	_, err := s.toWriter(rec)
 	return err

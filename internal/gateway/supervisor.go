@@ -85,11 +85,19 @@ func (s *Supervisor) load() error {
 			return fmt.Errorf("read order: %w", err)
 		}
 		var o Order
-		if err := json.Unmarshal(b, &o); err == nil {
+		if err = json.Unmarshal(b, &o); err == nil {
 			err = o.Validate()
 		}
+		if err == nil && s.orderFile(o.Item) != name {
+			err = fmt.Errorf("it is of item %q", o.Item)
+		}
 		if err != nil {
-			return fmt.Errorf("order %s is damaged: %w; protect the machine again, or remove the file", name, err)
+			// The server gives it again: it sees that there is none.
+			s.log.Error("order is damaged and set aside", "order", name, "error", err)
+			if err := os.Rename(name, name+".damaged"); err != nil {
+				return fmt.Errorf("set damaged order aside: %w", err)
+			}
+			continue
 		}
 		s.jobs[o.Item] = newReplication(s, o)
 	}

@@ -102,6 +102,9 @@ func (c *Orchestrator) observeGateway(ctx context.Context, it holdfast.Item, ob 
 	if err == nil {
 		ob.gateway, err = g.Status(ctx, it.ID)
 	}
+	if errors.Is(err, gateway.ErrUnknownOrder) && c.orderAgain(ctx, it.ID) {
+		ob.gateway, err = g.Status(ctx, it.ID)
+	}
 	if err != nil {
 		if it.State != holdfast.StateEnabling || !errors.Is(err, gateway.ErrUnknownOrder) {
 			seen.GatewayUnreachable = err.Error()
@@ -123,6 +126,21 @@ func (c *Orchestrator) observeGateway(ctx context.Context, it holdfast.Item, ob 
 	case gateway.CodeSource:
 		seen.SourceUnreachable = ob.gateway.Problem
 	}
+}
+
+// orderAgain gives a gateway its order again that has lost it, with its state
+// directory perhaps. The item is read after that was seen: an order that was
+// just taken back is not given again.
+func (c *Orchestrator) orderAgain(ctx context.Context, item string) bool {
+	it, err := c.opts.Store.Item(ctx, item)
+	if err != nil || !replicates(it.State) || it.State == holdfast.StateEnabling || it.CurrentJob != "" {
+		return false
+	}
+	if err := c.giveOrder(ctx, it, it.ActiveSite()); err != nil {
+		return false
+	}
+	c.log.Warn("the gateway had no order any more, and got it again", "item", it.Name)
+	return true
 }
 
 // replicates says of a state that the gateway works for the item.

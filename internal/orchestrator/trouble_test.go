@@ -354,3 +354,29 @@ func TestVerification(t *testing.T) {
 	}
 	r.done(r.CleanUpTest(t.Context(), machine, api.CleanUpTest{Note: "no agent"}))
 }
+
+// TestOrderLost has the gateway lose its state: it gets its order again, and an
+// order that was taken back stays so.
+func TestOrderLost(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.write(0, 1)
+	r.protect()
+	r.gw.mu.Lock()
+	clear(r.gw.orders)
+	r.gw.mu.Unlock()
+	has := func() bool {
+		r.gw.mu.Lock()
+		defer r.gw.mu.Unlock()
+		return len(r.gw.orders) == 1
+	}
+	r.eventually("the gateway has its order again", has)
+	r.write(4096, 2)
+	failover(r)
+	r.reads(4096, 2)
+	r.done(r.DisableItem(t.Context(), machine, api.Disable{}))
+	time.Sleep(50 * time.Millisecond) // many observations
+	if has() {
+		t.Error("the gateway got an order for an item that is gone")
+	}
+}

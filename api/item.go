@@ -43,9 +43,10 @@ type ItemStream struct {
 
 // Policy is how an item is replicated and when that counts as trouble.
 type Policy struct {
-	RPOThreshold  int64 `json:"rpo_threshold_seconds,omitempty" minimum:"0" maximum:"604800" doc:"An RPO above this is a warning; 0 for the server's default"`
-	PointInterval int64 `json:"point_interval_seconds,omitempty" minimum:"0" maximum:"604800" doc:"How often a named recovery point is marked; 0 for the server's default"`
-	HistoryWindow int64 `json:"history_window_seconds,omitempty" minimum:"0" maximum:"31536000" doc:"For how long any moment can be recovered; 0 for the server's default"`
+	RPOThreshold     int64 `json:"rpo_threshold_seconds,omitempty" minimum:"0" maximum:"604800" doc:"An RPO above this is a warning; 0 for the server's default"`
+	PointInterval    int64 `json:"point_interval_seconds,omitempty" minimum:"0" maximum:"604800" doc:"How often a named recovery point is marked; 0 for the server's default"`
+	AppPointInterval int64 `json:"app_point_interval_seconds,omitempty" minimum:"0" maximum:"604800" doc:"How often an app-consistent point is made, at least a minute; 0 for never"`
+	HistoryWindow    int64 `json:"history_window_seconds,omitempty" minimum:"0" maximum:"31536000" doc:"For how long any moment can be recovered; 0 for the server's default"`
 }
 
 // Health is a level and the findings that led to it.

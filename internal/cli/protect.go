@@ -9,8 +9,8 @@ import (
 )
 
 type protectOptions struct {
-	site, to, name                 string
-	rpo, pointInterval, historyFor time.Duration
+	site, to, name                            string
+	rpo, pointInterval, appPoints, historyFor time.Duration
 	waiting
 }
 
@@ -45,6 +45,7 @@ func (a *app) protect() *cobra.Command {
 	fs.StringVar(&o.name, "name", "", "the item's name; the machine's if not given")
 	fs.DurationVar(&o.rpo, "rpo-threshold", 0, "an RPO above this is a warning, like 30s; the server's default if not given")
 	fs.DurationVar(&o.pointInterval, "point-interval", 0, "how often a named point is marked, like 5m; the server's default if not given")
+	fs.DurationVar(&o.appPoints, "app-points", 0, "how often an app-consistent point is made, through the guest agent, like 1h; never if not given")
 	fs.DurationVar(&o.historyFor, "history", 0, "for how long any moment can be recovered, like 72h; the server's default if not given")
 	o.flags(fs)
 	return cmd
@@ -60,6 +61,7 @@ func (o *protectOptions) policy() (api.Policy, error) {
 	}{
 		{"--rpo-threshold", o.rpo, &p.RPOThreshold},
 		{"--point-interval", o.pointInterval, &p.PointInterval},
+		{"--app-points", o.appPoints, &p.AppPointInterval},
 		{"--history", o.historyFor, &p.HistoryWindow},
 	} {
 		if d.from < 0 || d.from%time.Second != 0 {

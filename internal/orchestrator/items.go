@@ -207,13 +207,15 @@ func apiPolicy(p holdfast.Policy) api.Policy {
 	p = p.WithDefaults()
 	return api.Policy{
 		RPOThreshold: int64(p.RPOThreshold / time.Second), PointInterval: int64(p.PointInterval / time.Second),
-		HistoryWindow: int64(p.Retention.Reach() / time.Second),
+		AppPointInterval: max(0, int64(p.AppPointInterval/time.Second)),
+		HistoryWindow:    int64(p.Retention.Reach() / time.Second),
 	}
 }
 
 // policyOf reads a policy as it was asked for.
 func policyOf(p api.Policy) holdfast.Policy {
-	out := holdfast.Policy{RPOThreshold: time.Duration(p.RPOThreshold) * time.Second, PointInterval: time.Duration(p.PointInterval) * time.Second}
+	out := holdfast.Policy{RPOThreshold: time.Duration(p.RPOThreshold) * time.Second, PointInterval: time.Duration(p.PointInterval) * time.Second,
+		AppPointInterval: time.Duration(p.AppPointInterval) * time.Second}
 	out.Retention.Window = time.Duration(p.HistoryWindow) * time.Second
 	return out.WithDefaults()
 }

@@ -94,6 +94,9 @@ func (c *Orchestrator) disableWithdraw(ctx context.Context, step *job.Step, it h
 	if err == nil {
 		err = g.Withdraw(ctx, it.ID)
 	}
+	if left := it.CopyAt(it.TargetSite()); left.MachineID != "" && it.Handle != "" {
+		step.Log("machine " + left.Name + ", which a failover has left behind, stays off and guarded at its site: what it has is outdated")
+	}
 	if err == nil || errors.Is(err, gateway.ErrUnknownOrder) {
 		return nil
 	}

@@ -261,6 +261,21 @@ func TestAppPoint(t *testing.T) {
 	r.reads(0, 0)
 }
 
+// TestAppPointSchedule has the policy make app-consistent points.
+func TestAppPointSchedule(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.primary.SetAgent("m1", 1)
+	r.done(r.ProtectMachine(t.Context(), api.Protect{Machine: machine, Site: "primary", RecoverySite: "recovery", Policy: api.Policy{AppPointInterval: 60}}))
+	if it := r.item(); it.Policy.AppPointInterval != 60 {
+		t.Errorf("policy is %+v", it.Policy)
+	}
+	r.eventually("an app-consistent point is made", func() bool { _, times := r.primary.Frozen("m1"); return times == 1 })
+	if now, _ := r.primary.Frozen("m1"); now {
+		r.eventually("the guest is thawed", func() bool { now, _ := r.primary.Frozen("m1"); return !now })
+	}
+}
+
 // TestGone fails back although the original machine is gone: it is made anew.
 func TestGone(t *testing.T) {
 	t.Parallel()

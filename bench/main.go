@@ -1,5 +1,6 @@
 // Command bench measures Holdfast next to its peers, in one run: what goes into
-// the vault, and what comes out of it. It prints medians and ratios.
+// the vault, what comes out of it, and what a guest feels. It prints medians and
+// ratios.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"text/tabwriter"
 	"time"
 )
@@ -25,7 +27,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "vault or guest; both if empty")
 	flag.StringVar(&o.json, "json", "", "file for the figures as JSON")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -116,14 +118,7 @@ func runGuest(ctx context.Context, o options) (all []result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	for _, c := range b.contests() {
-		res, err := measure(ctx, c, o.runs)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", c.name, err)
-		}
-		all = append(all, res...)
-	}
-	return all, nil
+	return b.measure(ctx, o.runs)
 }
 
 // measure runs the sides in turns, so that what else the machine does hits all.
@@ -141,12 +136,18 @@ func measure(ctx context.Context, c contest, runs int) ([]result, error) {
 			out[i].Runs = append(out[i].Runs, v)
 		}
 	}
-	for i := range out {
-		sorted := slices.Sorted(slices.Values(out[i].Runs))
-		out[i].Median = sorted[len(sorted)/2]
-		out[i].Ratio = out[0].Median / out[i].Median
-	}
+	compare(out)
 	return out, nil
+}
+
+// compare fills in the medians of one figure's sides, and what Holdfast's, the
+// first, is to them.
+func compare(sides []result) {
+	for i := range sides {
+		sorted := slices.Sorted(slices.Values(sides[i].Runs))
+		sides[i].Median = sorted[len(sorted)/2]
+		sides[i].Ratio = sides[0].Median / sides[i].Median
+	}
 }
 
 func show(all []result) {

@@ -110,7 +110,7 @@ func TestKilledAtEveryRecord(t *testing.T) {
 // killedAt says whether the operation has a n-th moment.
 func killedAt(t *testing.T, op operation, n int64) (reached bool) {
 	t.Helper()
-	ok := t.Run(fmt.Sprint(n), func(t *testing.T) {
+	ok := inBubble(t, fmt.Sprint(n), func(t *testing.T) {
 		r := newRig(t)
 		r.write(0, 1)
 		r.protect()
@@ -212,7 +212,7 @@ func (r *rig) idle() {
 		if err != nil {
 			return true
 		}
-		passing := []string{"enabling", "disabling", "failing_over", "committing", "changing_point", "reprotecting", "undoing_failover"}
+		passing := []string{"enabling", "disabling", "failing_over", "committing", "changing_point", "reprotecting", "undoing_failover", "initial_replication"}
 		return !slices.Contains(passing, it.State) && it.CurrentJob == "" && it.Test.State != "starting" && it.Test.State != "cleaning_up"
 	})
 }

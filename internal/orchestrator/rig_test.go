@@ -6,9 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/api"
@@ -39,6 +42,7 @@ type rig struct {
 	gw                *fakeGateway
 	db, scripts       string
 	confirm           error
+	ticks             atomic.Int64
 
 	*orchestrator.Orchestrator
 	views *memViews
@@ -73,11 +77,18 @@ func (v *memViews) Remove(name string) error {
 	return nil
 }
 
+// inBubble runs a test in which time passes only while everybody waits: what
+// waits for an hour is over at once.
+func inBubble(t *testing.T, name string, f func(t *testing.T)) bool {
+	t.Helper()
+	return t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
+}
+
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	w := providertest.NewWorld()
 	r := &rig{t: t, world: w, primary: providertest.NewFake("primary", w), recovery: providertest.NewFake("recovery", w),
-		db: filepath.Join(t.TempDir(), "holdfast.db"), scripts: t.TempDir()}
+		db: filepath.Join(memDir(t), "holdfast.db"), scripts: t.TempDir()}
 	m := providertest.FakeMachine("m1", machine)
 	m.Disks = []provider.Disk{{ID: "vda", Size: diskSize, Format: "raw", Boot: true}, {ID: "vdb", Size: 64 << 10, Format: "raw"}}
 	r.primary.AddMachine(m)
@@ -110,6 +121,23 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
+// memDir is a directory in memory where there is such a place: these tests kill
+// servers, not hosts, and would otherwise mostly wait for the disk.
+func memDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "holdfast-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// now is the time, never the same twice: in a bubble it would stand still.
+func (r *rig) now() time.Time {
+	return time.Now().Add(time.Duration(r.ticks.Add(1)) * time.Microsecond)
+}
+
 // openView is how a fake site reads a view.
 func (r *rig) openView(_ context.Context, s provider.DiskSource) (block.Image, error) {
 	r.views.mu.Lock()
@@ -130,7 +158,7 @@ func (r *rig) start(hook func(string, job.Job) error) {
 	r.views = &memViews{images: map[string]block.Image{}}
 	r.Orchestrator, err = orchestrator.New(orchestrator.Options{
 		Store: db, Jobs: db, Vault: r.vault, VaultRef: gateway.VaultRef{Directory: "/v", Key: "k"}, Views: r.views, Pictures: &memPictures{}, Scripts: r.scripts,
-		Gateway: func(string) (orchestrator.Gateway, error) { return r.gw, nil }, Observe: 5 * time.Millisecond, JobHook: hook,
+		Gateway: func(string) (orchestrator.Gateway, error) { return r.gw, nil }, Observe: 5 * time.Millisecond, JobHook: hook, Now: r.now,
 		Confirm: func(context.Context) error { return r.confirm },
 		OpenSite: func(_ context.Context, name string, _ json.RawMessage) (*provider.Site, error) {
 			if name == "primary" {

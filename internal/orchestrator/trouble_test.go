@@ -117,7 +117,7 @@ func TestCancelled(t *testing.T) {
 // there is one.
 func cancelledIn(t *testing.T, op operation, n int) (reached bool) {
 	t.Helper()
-	t.Run(fmt.Sprint(n), func(t *testing.T) {
+	inBubble(t, fmt.Sprint(n), func(t *testing.T) {
 		r := newRig(t)
 		r.write(0, 1)
 		r.protect()

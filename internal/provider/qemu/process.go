@@ -252,12 +252,16 @@ func (d Definition) launch(ctx context.Context) error {
 			return fmt.Errorf("start machine %s: %w", d.Name, err)
 		}
 	}
-	cmd := exec.CommandContext(ctx, binary, d.arguments()...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.WaitDelay = time.Second
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	err := cmd.Run()
+	said, err := d.run(ctx)
+	// A process that was killed may hold the pid file's lock a moment longer than
+	// it is seen.
+	for end := time.Now().Add(lockPatience); err != nil && strings.Contains(said, "Cannot lock pid file") && time.Now().Before(end) && ctx.Err() == nil; {
+		time.Sleep(50 * time.Millisecond)
+		if pid, perr := d.pid(); perr == nil && pid != 0 {
+			return nil
+		}
+		said, err = d.run(ctx)
+	}
 	if err == nil {
 		return nil
 	}
@@ -267,7 +271,22 @@ func (d Definition) launch(ctx context.Context) error {
 	if errors.Is(err, exec.ErrNotFound) {
 		return fmt.Errorf("start machine %s: %w; install the package qemu-system-x86", d.Name, err)
 	}
-	return fmt.Errorf("start machine %s: QEMU: %w: %s", d.Name, err, strings.TrimSpace(stderr.String()))
+	return fmt.Errorf("start machine %s: QEMU: %w: %s", d.Name, err, said)
+}
+
+// lockPatience is for how long a start waits for the lock of a pid file that no
+// process is seen to hold.
+const lockPatience = 5 * time.Second
+
+// run starts QEMU, which goes into the background, and returns what it said.
+func (d Definition) run(ctx context.Context) (said string, err error) {
+	cmd := exec.CommandContext(ctx, binary, d.arguments()...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.WaitDelay = time.Second
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	err = cmd.Run()
+	return strings.TrimSpace(stderr.String()), err
 }
 
 // kill takes the power away and waits until the process is gone.

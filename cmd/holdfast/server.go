@@ -198,7 +198,8 @@ func (p *parts) run(ctx context.Context) error {
 // greet prints the address, and at the first start the admin token.
 func (p *parts) greet(ctx context.Context) error {
 	fmt.Fprintf(p.out, "holdfast server listens on https://%s\n", p.http.Addr())
-	fmt.Fprintf(p.out, "certificate authority: %s\n", filepath.Join(p.opts.state, "tls", "ca.pem"))
+	authority := filepath.Join(p.opts.state, "tls", "ca.pem")
+	fmt.Fprintf(p.out, "certificate authority: %s, fingerprint %s\n", authority, p.tls.Fingerprint())
 	all, err := p.tokens.List(ctx)
 	if err != nil || len(all) > 0 {
 		return err
@@ -208,8 +209,21 @@ func (p *parts) greet(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintf(p.out, "admin token, shown this once: %s\n", secret)
-	fmt.Fprintf(p.out, "next: holdfast login https://%s --ca-file %s\n", p.http.Addr(), filepath.Join(p.opts.state, "tls", "ca.pem"))
+	fmt.Fprintf(p.out, "next: holdfast login https://%s --ca %s\n", p.reachedAt(), authority)
 	return nil
+}
+
+// reachedAt returns a host and port that the certificate is good for: the
+// address itself may be that of all interfaces.
+func (p *parts) reachedAt() string {
+	if len(p.opts.hosts) == 0 {
+		return p.http.Addr().String()
+	}
+	_, port, err := net.SplitHostPort(p.http.Addr().String())
+	if err != nil {
+		return p.http.Addr().String()
+	}
+	return net.JoinHostPort(p.opts.hosts[0], port)
 }
 
 // The names of settings in the database.

@@ -255,10 +255,9 @@ func (d Definition) launch(ctx context.Context) error {
 	said, err := d.run(ctx)
 	// A process that was killed may hold the pid file's lock a moment longer than
 	// it is seen.
-	for end := time.Now().Add(lockPatience); err != nil && strings.Contains(said, "Cannot lock pid file") && time.Now().Before(end) && ctx.Err() == nil; {
-		time.Sleep(50 * time.Millisecond)
-		if pid, perr := d.pid(); perr == nil && pid != 0 {
-			return nil
+	for end := time.Now().Add(lockPatience); err != nil && strings.Contains(said, "Cannot lock pid file") && time.Now().Before(end); {
+		if pid, perr := d.pid(); perr == nil && pid != 0 || wait(ctx, 50*time.Millisecond) != nil {
+			break
 		}
 		said, err = d.run(ctx)
 	}

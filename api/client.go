@@ -235,6 +235,11 @@ func (c *Client) Points(ctx context.Context, item string) (Points, error) {
 	return get[Points](ctx, c, "/v1/items/"+segment(item)+"/points", nil)
 }
 
+// Timelines returns the timelines of an item's history.
+func (c *Client) Timelines(ctx context.Context, item string) (Timelines, error) {
+	return get[Timelines](ctx, c, "/v1/items/"+segment(item)+"/timelines", nil)
+}
+
 // Failover starts the job that brings an item up at the other site.
 func (c *Client) Failover(ctx context.Context, item string, failover Failover) (Job, error) {
 	return post[Job](ctx, c, "/v1/items/"+segment(item)+"/failover", failover)

@@ -33,34 +33,39 @@ type CleanUpTest struct {
 
 // Failback asks for an item's machine to be brought home.
 type Failback struct {
-	Option    string `json:"option" enum:"latest,latest_app" doc:"Which recovery point"`
-	Unplanned bool   `json:"unplanned,omitempty" doc:"The recovery site is lost: take what the vault has"`
-	IfVersion int64  `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
+	Option        string `json:"option" enum:"latest,latest_app" doc:"Which recovery point"`
+	DiscardWrites bool   `json:"discard_writes,omitempty" doc:"Do not keep what the machine there has on its disks and the vault has not as a timeline of its own"`
+	Unplanned     bool   `json:"unplanned,omitempty" doc:"The recovery site is lost: take what the vault has"`
+	IfVersion     int64  `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
 }
 
 // ChangePoint asks for a recovered machine to be rebuilt from another point.
 type ChangePoint struct {
-	Option    string    `json:"option" enum:"latest,latest_processed,latest_app,point,time" doc:"Which recovery point, of those from before the failover"`
-	Point     string    `json:"point,omitempty" maxLength:"128" doc:"With option point: its id or name, or a position of 16 hexadecimal digits"`
-	Timeline  uint32    `json:"timeline,omitempty" doc:"With a position: its timeline; 0 for the one of before the failover"`
-	Time      time.Time `json:"time,omitzero" doc:"With option time: the newest consistent position at or before this"`
-	IfVersion int64     `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
+	Option     string    `json:"option" enum:"latest,latest_processed,latest_app,point,time" doc:"Which recovery point, of those from before the failover"`
+	Point      string    `json:"point,omitempty" maxLength:"128" doc:"With option point: its id or name, or a position of 16 hexadecimal digits"`
+	Timeline   uint32    `json:"timeline,omitempty" doc:"With a position: its timeline; 0 for the one of before the failover"`
+	Time       time.Time `json:"time,omitzero" doc:"With option time: the newest consistent position at or before this"`
+	KeepWrites bool      `json:"keep_writes,omitempty" doc:"Keep what the machine wrote since the failover as a timeline of its own"`
+	IfVersion  int64     `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
 }
 
 // Commit asks for a failover to be made final.
 type Commit struct {
-	DeletePoints bool  `json:"delete_points,omitempty" doc:"Also delete the recovery points, as Azure Site Recovery does; they stay under the policy otherwise"`
-	IfVersion    int64 `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
+	DiscardWrites bool  `json:"discard_writes,omitempty" doc:"After a failback: do not keep what the recovered machine wrote and the vault has not as a timeline of its own"`
+	DeletePoints  bool  `json:"delete_points,omitempty" doc:"Also delete the recovery points, as Azure Site Recovery does; they stay under the policy otherwise"`
+	IfVersion     int64 `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
 }
 
 // UndoFailover asks for a failover to be given up.
 type UndoFailover struct {
-	IfVersion int64 `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
+	KeepWrites bool  `json:"keep_writes,omitempty" doc:"Keep what the recovered machine wrote as a timeline of its own"`
+	IfVersion  int64 `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
 }
 
 // Reprotect asks for an item to be replicated the other way round.
 type Reprotect struct {
-	IfVersion int64 `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
+	DiscardWrites bool  `json:"discard_writes,omitempty" doc:"Do not keep what the machine that was left behind wrote and the vault has not as a timeline of its own"`
+	IfVersion     int64 `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
 }
 
 // Resync asks for source and vault to be compared.

@@ -29,3 +29,24 @@ type Points struct {
 	Points []Point      `json:"points" nullable:"false" doc:"The marked points, newest first"`
 	Ranges []PointRange `json:"ranges" nullable:"false" doc:"Stretches in which any moment can be recovered, newest first"`
 }
+
+// Timeline is one timeline of an item's history. A new one begins with each
+// failover, and with what a machine wrote apart from the history.
+type Timeline struct {
+	Timeline  uint32    `json:"timeline" doc:"Its number"`
+	Parent    uint32    `json:"parent,omitempty" doc:"The timeline that it began in; 0 for the first"`
+	ForkAt    string    `json:"fork_at,omitempty" doc:"The position of the parent where it began"`
+	Origin    string    `json:"origin" doc:"The operation and the job that it began with"`
+	Until     time.Time `json:"until" doc:"When the last of it was written"`
+	Newest    *Point    `json:"newest,omitempty" doc:"The newest marked point in it"`
+	Current   bool      `json:"current" doc:"Replication goes on in it, or will"`
+	Abandoned bool      `json:"abandoned" doc:"All of it or its end is not in the past of the current one"`
+	Ended     bool      `json:"ended" doc:"Nothing can be added any more"`
+	Damaged   bool      `json:"damaged" doc:"A part of it cannot be read"`
+}
+
+// Timelines are all timelines of an item's history.
+type Timelines struct {
+	Item      string     `json:"item" doc:"The item's name"`
+	Timelines []Timeline `json:"timelines" nullable:"false" doc:"The newest first"`
+}

@@ -73,8 +73,8 @@ func (o *failoverOptions) request(now time.Time) (api.Failover, error) {
 	switch {
 	case given > 1:
 		return f, usagef("--option, --point and --time exclude each other")
-	case o.timeline != 0 && o.point == "":
-		return f, usagef("--timeline goes with --point alone")
+	case o.timeline != 0 && o.planned:
+		return f, usagef("--planned loses nothing, so it goes with no other timeline than the present one")
 	case o.point != "":
 		f.Option = api.OptionPoint
 	case o.at != "":

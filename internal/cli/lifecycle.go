@@ -12,21 +12,10 @@ import (
 
 // lifecycle are the commands of an item's life after it was protected.
 func (a *app) lifecycle() []*cobra.Command {
-	asks := func(format string) func(api.Item) string {
-		return func(i api.Item) string { return fmt.Sprintf(format, i.Name) }
-	}
 	return []*cobra.Command{
 		group("test-failover", "A copy of a machine, apart from the world", a.testStart(), a.testCleanUp(), a.testList()),
 		a.failback(), a.changePoint(),
-		a.simple("commit", "Make a failover final",
-			"Until then the recovery point can be changed and the failover undone. After a failback it removes\nthe machine that had been recovered. Recovery points stay as the policy says.",
-			operation{name: "commit", path: "commit", body: api.Commit{}, question: asks("Make the failover of %s final?")}),
-		a.simple("undo-failover", "Give a failover up",
-			"The recovered machine is removed with all that it wrote, and the machine works again where it was.",
-			operation{name: "undo_failover", path: "undo-failover", body: api.UndoFailover{}, question: asks("Remove the recovered machine of %s, with all that it wrote, and go back?")}),
-		a.simple("reprotect", "Replicate an item the other way round",
-			"Only what changed since the failover is sent. A machine that was left behind at the other site is\nswitched off, guarded, and its disks are brought up to date.",
-			operation{name: "reprotect", path: "reprotect", body: api.Reprotect{}}),
+		a.commit(), a.undoFailover(), a.reprotect(),
 		a.simple("resync", "Compare source and vault, and send what differs",
 			"Recovery points from before stay usable meanwhile.",
 			operation{name: "resync", path: "resync", body: api.Resync{}}),
@@ -46,7 +35,7 @@ func (a *app) testStart() *cobra.Command {
 		Use: "start ITEM", Short: "Run a copy of the machine apart from the world, beside it and its replication", Args: cobra.ExactArgs(1),
 		Long: `Run a copy of the machine at the other site. It has no way out of its network unless you name one
 with --network, and stands in the way of nothing. Several can run at once. Remove it with
-holdfast test-failover clean-up.`,
+holdfast test-failover clean-up. With --timeline you look into another timeline; see holdfast timeline list.`,
 		Example: "  holdfast test-failover start web1 --agent --screenshot\n  holdfast test-failover start web1 --time 10m",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := point.request(a)
@@ -116,6 +105,7 @@ is written to its disks. With --unplanned the recovery site is taken for lost.`,
 	}
 	cmd.Flags().StringVar(&req.Option, "option", api.OptionLatest, "latest or latest_app; the latter loses what was written since")
 	cmd.Flags().BoolVar(&req.Unplanned, "unplanned", false, "do not ask the recovery site for anything")
+	cmd.Flags().BoolVar(&req.DiscardWrites, "discard-writes", false, "keep nothing of what the machine at home has on its disks and the vault has not")
 	o.flags(cmd.Flags())
 	return cmd
 }
@@ -124,25 +114,95 @@ func (a *app) changePoint() *cobra.Command {
 	var (
 		o     operating
 		point choosing
+		keep  bool
 	)
 	cmd := &cobra.Command{
 		Use: "change-point ITEM", Short: "Rebuild a recovered machine from another recovery point", Args: cobra.ExactArgs(1),
 		Long: `Rebuild a recovered machine from another recovery point, older or newer, as often as you like before
-the commit. What the machine wrote since the failover is lost with it.`,
+the commit. What the machine wrote since the failover is lost with it, unless you ask with
+--keep-writes to have it kept as a timeline of its own.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := point.request(a)
 			if err != nil {
 				return err
 			}
-			req := api.ChangePoint{Option: f.Option, Point: f.Point, Timeline: f.Timeline, Time: f.Time}
-			return a.operate(cmd, args[0], o, operation{name: "change_point", path: "change-point", body: req, check: point.check(f), question: func(i api.Item) string {
-				return fmt.Sprintf("Rebuild the recovered machine of %s? What it wrote since the failover is lost.", i.Name)
-			}})
+			req := api.ChangePoint{Option: f.Option, Point: f.Point, Timeline: f.Timeline, Time: f.Time, KeepWrites: keep}
+			question := asks("Rebuild the recovered machine of %s? What it wrote since the failover is lost.")
+			if keep {
+				question = asks("Rebuild the recovered machine of %s? What it wrote since the failover is kept as a timeline of its own.")
+			}
+			return a.operate(cmd, args[0], o, operation{name: "change_point", path: "change-point", body: req, check: point.check(f), question: question})
 		},
 	}
+	cmd.Flags().BoolVar(&keep, "keep-writes", false, "keep what the machine wrote since the failover as a timeline of its own")
 	point.flags(cmd.Flags())
 	o.flags(cmd.Flags())
 	return cmd
+}
+
+func (a *app) commit() *cobra.Command {
+	var (
+		o   operating
+		req api.Commit
+	)
+	cmd := &cobra.Command{
+		Use: "commit ITEM", Short: "Make a failover final", Args: cobra.ExactArgs(1),
+		Long: `Make a failover final. Until then the recovery point can be changed and the failover undone. After
+a failback it removes the machine that had been recovered; what that wrote and the vault has not
+is kept as a timeline of its own first. Recovery points stay as the policy says.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.operate(cmd, args[0], o, operation{name: "commit", path: "commit", body: req, question: asks("Make the failover of %s final?")})
+		},
+	}
+	cmd.Flags().BoolVar(&req.DiscardWrites, "discard-writes", false, "keep nothing of a machine that is removed")
+	o.flags(cmd.Flags())
+	return cmd
+}
+
+func (a *app) undoFailover() *cobra.Command {
+	var (
+		o   operating
+		req api.UndoFailover
+	)
+	cmd := &cobra.Command{
+		Use: "undo-failover ITEM", Short: "Give a failover up", Args: cobra.ExactArgs(1),
+		Long: `Give a failover up: the recovered machine is removed with all that it wrote, and the machine works
+again where it was. With --keep-writes what it wrote stays in the vault, as a timeline of its own.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			question := asks("Remove the recovered machine of %s, with all that it wrote, and go back?")
+			if req.KeepWrites {
+				question = asks("Remove the recovered machine of %s, keep what it wrote as a timeline of its own, and go back?")
+			}
+			return a.operate(cmd, args[0], o, operation{name: "undo_failover", path: "undo-failover", body: req, question: question})
+		},
+	}
+	cmd.Flags().BoolVar(&req.KeepWrites, "keep-writes", false, "keep what it wrote as a timeline of its own")
+	o.flags(cmd.Flags())
+	return cmd
+}
+
+func (a *app) reprotect() *cobra.Command {
+	var (
+		o   operating
+		req api.Reprotect
+	)
+	cmd := &cobra.Command{
+		Use: "reprotect ITEM", Short: "Replicate an item the other way round", Args: cobra.ExactArgs(1),
+		Long: `Replicate an item the other way round. Only what changed since the failover is sent. A machine that
+was left behind at the other site is switched off, guarded, and its disks are brought up to date;
+what it has on them and the vault has not is kept as a timeline of its own first.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.operate(cmd, args[0], o, operation{name: "reprotect", path: "reprotect", body: req})
+		},
+	}
+	cmd.Flags().BoolVar(&req.DiscardWrites, "discard-writes", false, "keep nothing of what the machine that was left behind wrote")
+	o.flags(cmd.Flags())
+	return cmd
+}
+
+// asks returns a question about an item.
+func asks(format string) func(api.Item) string {
+	return func(i api.Item) string { return fmt.Sprintf(format, i.Name) }
 }
 
 func (a *app) pointCreate() *cobra.Command {

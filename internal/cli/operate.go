@@ -151,7 +151,7 @@ type choosing struct {
 func (o *choosing) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.option, "option", "", "latest, latest_processed or latest_app")
 	fs.StringVar(&o.point, "point", "", "a point's id or name, or a position")
-	fs.Uint32Var(&o.timeline, "timeline", 0, "the position's timeline; the present one if not given")
+	fs.Uint32Var(&o.timeline, "timeline", 0, "choose from this timeline, of holdfast timeline list; the present one if not given")
 	fs.StringVar(&o.at, "time", "", "a time, or how long ago")
 }
 

@@ -160,6 +160,9 @@ func itemRoutes(b *builder) {
 	handle(b, "protect-machine", func(ctx context.Context, in *protectInput) (*accepted, error) {
 		return accept(svc.Items.ProtectMachine(ctx, in.Body))
 	})
+	handle(b, "list-timelines", func(ctx context.Context, in *ItemPath) (*answer[api.Timelines], error) {
+		return reply(svc.Points.ListTimelines(ctx, in.Item))
+	})
 	handle(b, "list-points", func(ctx context.Context, in *ItemPath) (*answer[api.Points], error) {
 		return reply(svc.Points.ListPoints(ctx, in.Item))
 	})
@@ -206,8 +209,8 @@ func checkFailover(f api.Failover) error {
 		return invalid("time", "option time needs a time")
 	case f.Option != api.OptionTime && !f.Time.IsZero():
 		return invalid("time", "a time goes with option time alone")
-	case f.Option != api.OptionPoint && f.Timeline != 0:
-		return invalid("timeline", "a timeline goes with option point alone")
+	case f.Planned && f.Timeline != 0:
+		return invalid("timeline", "a planned failover loses nothing, so it takes the present timeline alone")
 	case f.Planned && f.Option != api.OptionLatest:
 		return invalid("option", "a planned failover loses nothing, so it goes with option latest alone")
 	}

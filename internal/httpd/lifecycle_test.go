@@ -81,7 +81,7 @@ func TestBadOperations(t *testing.T) {
 		{"test-failover", `{"option":"newest"}`, "option"},
 		{"test-failover", `{"option":"point"}`, "needs a point"},
 		{"test-failover", `{"option":"latest","time":"2026-11-23T12:00:00Z"}`, "option time"},
-		{"test-failover", `{"option":"latest","timeline":2}`, "timeline"},
+		{"failover", `{"option":"latest","shutdown_source":true,"planned":true,"timeline":2}`, "timeline"},
 		{"test-failover", `{"option":"latest","name":"../x"}`, "name"},
 		{"test-failover", `{"option":"latest","verify":{"agnet":true}}`, "agnet"},
 		{"test-failover", `{"option":"latest","verify":{"tcp_port":65536}}`, "tcp_port"},

@@ -44,6 +44,7 @@ func routes() []route {
 		{"get-item", get, "/v1/items/{item}", auth.RoleViewer, ok, "One replicated item"},
 		{"protect-machine", post, "/v1/items", auth.RoleOperator, taken, "Protect a machine: start replicating it"},
 		{"list-points", get, "/v1/items/{item}/points", auth.RoleViewer, ok, "What an item can be recovered to"},
+		{"list-timelines", get, "/v1/items/{item}/timelines", auth.RoleViewer, ok, "The timelines of an item's history, with those that were given up"},
 		{"failover-item", post, "/v1/items/{item}/failover", auth.RoleOperator, taken, "Bring an item up at the other site"},
 		{"disable-item", post, "/v1/items/{item}/disable", auth.RoleOperator, taken, "End the protection of an item"},
 		{"test-failover", post, "/v1/items/{item}/test-failover", auth.RoleOperator, taken, "Run a copy of an item's machine, apart from the world"},

@@ -38,6 +38,7 @@ func permissions() []permission {
 		{"GET /v1/items/{item}", auth.RoleViewer, "/v1/items/web1", nil, ok},
 		{"POST /v1/items", auth.RoleOperator, "/v1/items", api.Protect{Machine: "m", Site: "a", RecoverySite: "b"}, taken},
 		{"GET /v1/items/{item}/points", auth.RoleViewer, "/v1/items/web1/points", nil, ok},
+		{"GET /v1/items/{item}/timelines", auth.RoleViewer, "/v1/items/web1/timelines", nil, ok},
 		{"POST /v1/items/{item}/failover", auth.RoleOperator, "/v1/items/web1/failover", api.Failover{Option: "latest"}, taken},
 		{"POST /v1/items/{item}/disable", auth.RoleOperator, "/v1/items/web1/disable", api.Disable{}, taken},
 		{"POST /v1/items/{item}/test-failover", auth.RoleOperator, "/v1/items/web1/test-failover", api.TestFailover{Option: "latest"}, taken},

@@ -106,6 +106,8 @@ type Items interface {
 type Points interface {
 	// ListPoints returns the recovery points of an item, newest first.
 	ListPoints(ctx context.Context, item string) (api.Points, error)
+	// ListTimelines returns the timelines of an item's history, newest first.
+	ListTimelines(ctx context.Context, item string) (api.Timelines, error)
 }
 
 // Jobs are the durable work.

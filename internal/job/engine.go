@@ -76,13 +76,22 @@ type live struct {
 	active bool // a goroutine works on it; guarded by the engine's mu
 
 	// mu guards what is below; it is held while the job is recorded.
-	mu     sync.Mutex
+	mu     lock
 	job    Job
 	doubt  int64                   // the highest version that the store refused, and may have taken all the same
 	cancel context.CancelCauseFunc // of the task that runs, or nil
 	meter  meter
 	told   time.Time // when the last progress event was published
 }
+
+// lock is a mutex that may be held for as long as a disk takes. Unlike at a
+// sync.Mutex, whoever waits at it counts as waiting in a bubble of synctest, so
+// that time passes there, for which the database may be waiting.
+type lock chan struct{}
+
+func newLock() lock    { return make(lock, 1) }
+func (l lock) Lock()   { l <- struct{}{} }
+func (l lock) Unlock() { <-l }
 
 func (l *live) snapshot() Job {
 	l.mu.Lock()
@@ -152,7 +161,7 @@ func (e *Engine) Submit(ctx context.Context, kind, subject string, input any) (J
 	for _, t := range k.Tasks {
 		j.Tasks = append(j.Tasks, TaskRecord{Name: t.Name, Title: t.Title, State: NotStarted, NoReturn: t.NoReturn})
 	}
-	l := &live{job: j}
+	l := &live{mu: newLock(), job: j}
 	l.mu.Lock() // nobody sees it until it is recorded
 	e.mu.Lock()
 	e.jobs[j.ID] = l // before it is recorded, so that Run does not load it a second time
@@ -329,7 +338,7 @@ func (e *Engine) find(ctx context.Context, id string) (*live, error) {
 	if j.State.Ended() {
 		return nil, ErrEnded
 	}
-	l := &live{job: j}
+	l := &live{mu: newLock(), job: j}
 	e.jobs[id] = l
 	return l, nil
 }

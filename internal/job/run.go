@@ -71,7 +71,7 @@ func (e *Engine) begin(ctx context.Context) error {
 	}
 	for _, j := range unfinished {
 		if e.jobs[j.ID] == nil {
-			e.jobs[j.ID] = &live{job: j}
+			e.jobs[j.ID] = &live{mu: newLock(), job: j}
 		}
 	}
 	e.running = true

@@ -172,6 +172,12 @@ func (e *skipError) Error() string { return "skipped: " + e.reason }
 // nothing to do, for this reason. The job goes on.
 func Skip(reason string) error { return &skipError{reason} }
 
+// IsSkip says whether an error is one of Skip.
+func IsSkip(err error) bool {
+	var skip *skipError
+	return errors.As(err, &skip)
+}
+
 // suspendError lays a job aside.
 type suspendError struct{ reason string }
 

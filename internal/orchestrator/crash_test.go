@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -53,6 +54,15 @@ func operations() []operation {
 		{"change point", failover, func(r *rig) (api.Job, error) {
 			return r.ChangePoint(r.t.Context(), machine, api.ChangePoint{Option: "latest_processed"})
 		}, "commit_pending", nothing},
+		{"change point, keeping", func(r *rig) { failover(r); r.write(16384, 9) }, func(r *rig) (api.Job, error) {
+			return r.ChangePoint(r.t.Context(), machine, api.ChangePoint{Option: "latest", KeepWrites: true})
+		}, "commit_pending", func(r *rig) {
+			r.reads(0, 1)
+			r.reads(16384, 0)
+			if n := len(r.kept()); n != 1 {
+				r.t.Errorf("%d timelines are kept, want 1", n)
+			}
+		}},
 		{"undo", failover, func(r *rig) (api.Job, error) {
 			return r.UndoFailover(r.t.Context(), machine, api.UndoFailover{})
 		}, "protected", reads},
@@ -60,6 +70,16 @@ func operations() []operation {
 		{"reprotect", func(r *rig) { failover(r); commit(r) }, func(r *rig) (api.Job, error) {
 			return r.Reprotect(r.t.Context(), machine, api.Reprotect{})
 		}, "protected", reads},
+		{"reprotect, keeping", func(r *rig) { failover(r); scribble(r.t, r.primary, "m1", 16384, 9); commit(r) }, func(r *rig) (api.Job, error) {
+			return r.Reprotect(r.t.Context(), machine, api.Reprotect{})
+		}, "protected", func(r *rig) {
+			if len(r.kept()) == 0 { // it was cancelled before that; then the failback does it
+				r.done(r.Failback(r.t.Context(), machine, api.Failback{Option: "latest"}))
+				commit(r)
+				reprotect(r)
+			}
+			r.oneKept(map[int64]byte{0: 1, 16384: 9})
+		}},
 		{"failback", reversed, func(r *rig) (api.Job, error) {
 			return r.Failback(r.t.Context(), machine, api.Failback{Option: "latest"})
 		}, "commit_pending", both},
@@ -195,7 +215,7 @@ func (r *rig) settled(op operation) {
 // kinds are the kinds of jobs that an operation leads to.
 var kinds = map[string]map[string]bool{
 	"failover": {"failover": true, "hydrate": true}, "planned failover": {"planned_failover": true, "hydrate": true},
-	"change point": {"change_point": true, "hydrate": true}, "undo": {"undo_failover": true}, "commit": {"commit": true, "hydrate": true},
+	"change point": {"change_point": true, "hydrate": true}, "change point, keeping": {"change_point": true, "hydrate": true}, "reprotect, keeping": {"reprotect": true}, "undo": {"undo_failover": true}, "commit": {"commit": true, "hydrate": true},
 	"reprotect": {"reprotect": true}, "failback": {"failback": true}, "unplanned failback": {"failover": true}, "commit of a failback": {"commit": true},
 	"test failover": {"test_failover": true}, "clean-up": {"clean_up": true}, "resync": {"resync": true},
 }
@@ -217,7 +237,8 @@ func (r *rig) idle() {
 	})
 }
 
-// oneForkEach looks whether any generation has two timelines.
+// oneForkEach looks whether any generation has two timelines, but for what was
+// kept.
 func (r *rig) oneForkEach() {
 	r.t.Helper()
 	ids, err := r.vault.Streams(context.Background())
@@ -230,6 +251,9 @@ func (r *rig) oneForkEach() {
 	}
 	seen := map[string]bool{}
 	for _, tl := range s.Timelines() {
+		if strings.HasPrefix(tl.Reason, "keep ") {
+			continue // fences nobody off
+		}
 		key := fmt.Sprint(tl.Generation)
 		if seen[key] {
 			r.t.Errorf("generation %d has two timelines", tl.Generation)

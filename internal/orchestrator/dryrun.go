@@ -90,7 +90,7 @@ func (c *Orchestrator) steps(op holdfast.Operation) []string {
 }
 
 func (c *Orchestrator) checkPoint(ctx context.Context, it holdfast.Item, req holdfast.PointRequest, out *api.OperationCheck) error {
-	h, err := c.history(ctx, past(it))
+	h, err := c.historyFor(ctx, past(it), req)
 	if err != nil {
 		return err
 	}

@@ -38,6 +38,9 @@ type failoverInput struct {
 	TargetName  string                `json:"target_name"`
 	RequestedAt time.Time             `json:"requested_at"`
 	Handle      string                `json:"handle"` // of the machine, should it be made anew
+	// Keep and Discard say what becomes of writes that the vault has not.
+	Keep    bool `json:"keep,omitempty"`
+	Discard bool `json:"discard,omitempty"`
 }
 
 // planned says that nothing may be lost: the job stops where that would happen.
@@ -155,30 +158,33 @@ func (c *Orchestrator) failoverKinds() []job.Kind {
 	task := func(name, title string, f func(context.Context, *failoverRun) error) job.Task {
 		return job.Task{Name: name, Title: title, Run: c.failoverTask(f)}
 	}
+	brief := func(t job.Task) job.Task { t.Run = bound(t.Run); return t }
 	optional := func(t job.Task) job.Task { t.Optional = true; return t }
 	again := func(t job.Task) job.Task { t.Retry = retry; return t }
 	final := func(t job.Task) job.Task { t.NoReturn = true; return t }
-	check := task("check", "Check recovery point and site", c.failoverCheck)
+	check := brief(task("check", "Check recovery point and site", c.failoverCheck))
 	shutdown := task("shutdown", "Shut the source down", c.failoverShutdown)
 	drain := task("drain", "Bring over what was received", c.failoverDrain)
 	prove := task("prove", "Compare the source with the vault", c.failoverProve)
-	fence := final(again(task("fence", "Fence the source off", c.failoverFence)))
+	fence := final(again(brief(task("fence", "Fence the source off", c.failoverFence))))
 	guard := optional(task("guard", "Keep the source from running", c.failoverGuard))
+	keep := task("keep", "Keep what the machine there wrote and the vault has not", c.failoverKeep)
+	abandon := final(task("keep", "Keep what the machine wrote that runs now", c.changeKeep))
 	remove := final(again(task("remove", "Take the machine away that runs now", c.changeRemove)))
 	bringUp := []job.Task{
-		again(task("resolve", "Choose the recovery point", c.failoverResolve)),
+		again(brief(task("resolve", "Choose the recovery point", c.failoverResolve))),
 		again(task("prepare", "Prepare the machine", c.failoverPrepare)),
-		again(task("start", "Start the machine", c.failoverStart)),
+		again(brief(task("start", "Start the machine", c.failoverStart))),
 	}
 	kind := func(op holdfast.Operation, title string, tasks ...job.Task) job.Kind {
 		return job.Kind{Name: string(op), Title: title, Tasks: append(tasks, bringUp...),
 			Finish: &job.Task{Name: "finish", Title: "Record the outcome", Run: c.failoverFinish}}
 	}
 	return []job.Kind{
-		kind(holdfast.OpFailover, "Fail over", check, optional(shutdown), optional(drain), fence, guard),
-		kind(holdfast.OpPlannedFailover, "Fail over as planned", check, shutdown, drain, prove, fence, guard),
-		kind(holdfast.OpFailback, "Fail back", check, shutdown, drain, prove, fence, guard),
-		kind(holdfast.OpChangePoint, "Change the recovery point", check, remove, fence),
+		kind(holdfast.OpFailover, "Fail over", check, optional(keep), optional(shutdown), optional(drain), fence, guard),
+		kind(holdfast.OpPlannedFailover, "Fail over as planned", check, keep, shutdown, drain, prove, fence, guard),
+		kind(holdfast.OpFailback, "Fail back", check, keep, shutdown, drain, prove, fence, guard),
+		kind(holdfast.OpChangePoint, "Change the recovery point", check, abandon, remove, fence),
 	}
 }
 
@@ -214,7 +220,7 @@ func (c *Orchestrator) failoverTask(f func(context.Context, *failoverRun) error)
 // failoverCheck finds what would make the failover fail after it could not be
 // cancelled any more.
 func (c *Orchestrator) failoverCheck(ctx context.Context, r *failoverRun) error {
-	h, err := c.history(ctx, past(r.item))
+	h, err := c.historyFor(ctx, past(r.item), r.in.Request)
 	if err != nil {
 		return err
 	}
@@ -438,7 +444,7 @@ func (c *Orchestrator) failoverResolve(ctx context.Context, r *failoverRun) erro
 		return vaultError("open stream", r.item.Name, err)
 	}
 	if r.st.Point.Position == 0 {
-		h, err := c.history(ctx, past(r.item))
+		h, err := c.historyFor(ctx, past(r.item), r.in.Request)
 		if err != nil {
 			return err
 		}
@@ -451,7 +457,7 @@ func (c *Orchestrator) failoverResolve(ctx context.Context, r *failoverRun) erro
 		}
 		r.st.Point = res.Point
 		if newest, ok := h.Newest(); ok {
-			r.st.Newest = newest.Position == res.Point.Position
+			r.st.Newest = newest.Position == res.Point.Position && newest.Timeline == past(r.item).Timeline
 		}
 		if err := r.SaveJobState(ctx, r.st); err != nil {
 			return err

@@ -185,6 +185,9 @@ func (g *fakeGateway) Point(ctx context.Context, item, name string) (gateway.Poi
 
 // Mark makes a recovery point.
 func (g *fakeGateway) Mark(ctx context.Context, item, name string, c holdfast.Consistency) (gateway.PointReply, error) {
+	if deadline, ok := ctx.Deadline(); c == holdfast.ConsistencyApp && (!ok || time.Until(deadline) > 10*time.Second) {
+		g.rig.t.Error("a guest may stay frozen for as long as a gateway does not answer")
+	}
 	return g.mark(ctx, item, name, c)
 }
 

@@ -82,7 +82,7 @@ func (c *Orchestrator) disableKind() job.Kind {
 	return job.Kind{
 		Name: kindDisable, Title: "Disable protection",
 		Tasks: []job.Task{
-			{Name: "withdraw", Title: "Have the gateway stop and leave the machine as it was", Run: c.withItem(c.disableWithdraw),
+			{Name: "withdraw", Title: "Have the gateway stop and leave the machine as it was", Run: bound(c.withItem(c.disableWithdraw)),
 				NoReturn: true, Retry: job.Retry{Attempts: 3, Delay: time.Second}},
 		},
 		Finish: &job.Task{Name: "finish", Title: "Remove the item", Run: c.disableFinish},

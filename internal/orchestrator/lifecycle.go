@@ -16,7 +16,7 @@ import (
 
 // Failback starts the job that brings the item's machine home.
 func (c *Orchestrator) Failback(ctx context.Context, idOrName string, req api.Failback) (api.Job, error) {
-	in := failoverInput{Operation: holdfast.OpFailback, Shutdown: true, Request: pointRequest(req.Option, "", 0, time.Time{})}
+	in := failoverInput{Operation: holdfast.OpFailback, Shutdown: true, Request: pointRequest(req.Option, "", 0, time.Time{}), Discard: req.DiscardWrites}
 	if req.Unplanned {
 		in.Operation = holdfast.OpFailover
 		it, err := c.opts.Store.Item(ctx, idOrName)
@@ -34,7 +34,7 @@ func (c *Orchestrator) Failback(ctx context.Context, idOrName string, req api.Fa
 // ChangePoint starts the job that rebuilds the recovered machine from another
 // recovery point.
 func (c *Orchestrator) ChangePoint(ctx context.Context, idOrName string, req api.ChangePoint) (api.Job, error) {
-	return c.startFailover(ctx, idOrName, req.IfVersion, failoverInput{Operation: holdfast.OpChangePoint,
+	return c.startFailover(ctx, idOrName, req.IfVersion, failoverInput{Operation: holdfast.OpChangePoint, Keep: req.KeepWrites,
 		Request: pointRequest(req.Option, req.Point, req.Timeline, req.Time)})
 }
 
@@ -88,7 +88,7 @@ func (c *Orchestrator) stopHydration(ctx context.Context, handle string) error {
 }
 
 // start applies an operation to an item and starts its job.
-func (c *Orchestrator) start(ctx context.Context, idOrName string, ifVersion int64, op holdfast.Operation) (api.Job, error) {
+func (c *Orchestrator) start(ctx context.Context, idOrName string, ifVersion int64, op holdfast.Operation, in itemInput) (api.Job, error) {
 	if err := c.awaitSettled(ctx); err != nil {
 		return api.Job{}, err
 	}
@@ -106,7 +106,8 @@ func (c *Orchestrator) start(ctx context.Context, idOrName string, ifVersion int
 	}); err != nil {
 		return api.Job{}, err
 	}
-	return c.submit(ctx, string(op), it, itemInput{Item: it.ID}, op)
+	in.Item = it.ID
+	return c.submit(ctx, string(op), it, in, op)
 }
 
 // Commit starts the job that makes a failover final.
@@ -115,13 +116,14 @@ func (c *Orchestrator) Commit(ctx context.Context, idOrName string, req api.Comm
 		return api.Job{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "commit", Thing: idOrName,
 			Cause: "this version cannot delete recovery points", Hint: "Commit without deleting them: they stay as the policy says"}
 	}
-	return c.start(ctx, idOrName, req.IfVersion, holdfast.OpCommit)
+	return c.start(ctx, idOrName, req.IfVersion, holdfast.OpCommit, itemInput{Discard: req.DiscardWrites})
 }
 
 func (c *Orchestrator) commitKind() job.Kind {
 	return job.Kind{
 		Name: string(holdfast.OpCommit), Title: "Commit",
 		Tasks: []job.Task{
+			{Name: "keep", Title: "Keep what that machine wrote and the vault has not", Run: c.withItem(c.commitKeep)},
 			{Name: "remove", Title: "Remove the machine that is no longer needed", Run: c.withItem(c.commitRemove), NoReturn: true,
 				Retry: job.Retry{Attempts: 3, Delay: time.Second}},
 		},
@@ -182,7 +184,7 @@ func (c *Orchestrator) outcome(during holdfast.State, done func(holdfast.Item) h
 // UndoFailover starts the job that gives a failover up: the machine works again
 // where it was before.
 func (c *Orchestrator) UndoFailover(ctx context.Context, idOrName string, req api.UndoFailover) (api.Job, error) {
-	return c.start(ctx, idOrName, req.IfVersion, holdfast.OpUndoFailover)
+	return c.start(ctx, idOrName, req.IfVersion, holdfast.OpUndoFailover, itemInput{Keep: req.KeepWrites})
 }
 
 // undoState is what the tasks of an undo hand on to each other.
@@ -198,11 +200,12 @@ func (c *Orchestrator) undoKind() job.Kind {
 	return job.Kind{
 		Name: string(holdfast.OpUndoFailover), Title: "Undo the failover",
 		Tasks: []job.Task{
-			{Name: "check", Title: "Check the site where the machine was", Run: c.undoTask(c.undoCheck)},
+			{Name: "check", Title: "Check the site where the machine was", Run: bound(c.undoTask(c.undoCheck))},
+			{Name: "keep", Title: "Keep what the recovered machine wrote", Run: c.undoTask(c.undoKeep), NoReturn: true},
 			{Name: "remove", Title: "Take the recovered machine away", Run: c.undoTask(c.undoRemove), NoReturn: true, Retry: retry},
-			{Name: "fork", Title: "Go on with the history before the failover", Run: c.undoTask(c.undoFork), Retry: retry},
-			{Name: "start", Title: "Start the machine", Run: c.undoTask(c.undoStart), Retry: retry},
-			{Name: "replicate", Title: "Have the gateway replicate", Run: c.undoTask(c.undoReplicate), Retry: retry},
+			{Name: "fork", Title: "Go on with the history before the failover", Run: bound(c.undoTask(c.undoFork)), Retry: retry},
+			{Name: "start", Title: "Start the machine", Run: bound(c.undoTask(c.undoStart)), Retry: retry},
+			{Name: "replicate", Title: "Have the gateway replicate", Run: bound(c.undoTask(c.undoReplicate)), Retry: retry},
 		},
 		Finish: &job.Task{Name: "finish", Title: "Record the outcome", Run: c.undoFinish},
 	}
@@ -311,7 +314,7 @@ func (c *Orchestrator) giveOrder(ctx context.Context, it holdfast.Item, at strin
 	if err != nil {
 		return err
 	}
-	g, err := c.opts.Gateway(site.Gateway)
+	g, err := c.gatewayAt(site.Gateway)
 	if err == nil {
 		err = g.Put(ctx, c.order(it, site, it.CopyAt(at).MachineID))
 	}
@@ -340,7 +343,7 @@ func (c *Orchestrator) undoFinish(ctx context.Context, step *job.Step) error {
 
 // Reprotect starts the job that replicates the item the other way round.
 func (c *Orchestrator) Reprotect(ctx context.Context, idOrName string, req api.Reprotect) (api.Job, error) {
-	return c.start(ctx, idOrName, req.IfVersion, holdfast.OpReprotect)
+	return c.start(ctx, idOrName, req.IfVersion, holdfast.OpReprotect, itemInput{Discard: req.DiscardWrites})
 }
 
 func (c *Orchestrator) reprotectKind() job.Kind {
@@ -348,11 +351,12 @@ func (c *Orchestrator) reprotectKind() job.Kind {
 	return job.Kind{
 		Name: string(holdfast.OpReprotect), Title: "Reprotect",
 		Tasks: []job.Task{
-			{Name: "check", Title: "Check machine, sites and gateway", Run: c.withItem(c.reprotectCheck)},
+			{Name: "check", Title: "Check machine, sites and gateway", Run: bound(c.withItem(c.reprotectCheck))},
 			{Name: "hydrate", Title: "Wait until the machine no longer reads from the vault", Run: c.withItem(c.reprotectHydrate)},
 			{Name: "guard", Title: "Keep the machine that was left behind from running", Run: c.withItem(c.reprotectGuard), Optional: true},
-			{Name: "replicate", Title: "Have the gateway replicate", Run: c.withItem(c.reprotectOrder), Retry: retry},
+			{Name: "replicate", Title: "Have the gateway replicate", Run: bound(c.withItem(c.reprotectOrder)), Retry: retry},
 			{Name: "sync", Title: "Bring over what changed", Run: c.withItem(c.protectSync)},
+			{Name: "keep", Title: "Keep what that machine wrote and the vault has not", Run: c.withItem(c.reprotectKeep), Optional: true},
 			{Name: "warm", Title: "Bring the machine that was left behind up to date", Run: c.withItem(c.reprotectWarm), Optional: true},
 		},
 		Finish: c.outcome(holdfast.StateReprotecting, nil),
@@ -432,7 +436,7 @@ func (c *Orchestrator) reprotectOrder(ctx context.Context, step *job.Step, it ho
 	if old.Gateway != site.Gateway {
 		ctx, cancel := context.WithTimeout(ctx, guardWait)
 		defer cancel()
-		g, err := c.opts.Gateway(old.Gateway)
+		g, err := c.gatewayAt(old.Gateway)
 		if err == nil {
 			err = g.Withdraw(ctx, it.ID)
 		}
@@ -464,6 +468,13 @@ func (c *Orchestrator) reprotectWarm(ctx context.Context, step *job.Step, it hol
 	if !ready {
 		return job.Skip("there is no machine whose disks could be brought up to date; a failback makes it anew")
 	}
+	var in itemInput
+	if err := decodeInput(step, &in); err != nil {
+		return err
+	}
+	if it.CopyAt(to).Equal == nil && !in.Discard {
+		return job.Skip("what is on its disks was not kept yet")
+	}
 	h, err := c.history(ctx, it)
 	if err != nil {
 		return err
@@ -485,7 +496,7 @@ func (c *Orchestrator) Resync(ctx context.Context, idOrName string, req api.Resy
 		return api.Job{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "resynchronise", Thing: idOrName,
 			Cause: "this version compares all disks of an item", Hint: "Ask without naming disks"}
 	}
-	return c.start(ctx, idOrName, 0, holdfast.OpResync)
+	return c.start(ctx, idOrName, 0, holdfast.OpResync, itemInput{})
 }
 
 func (c *Orchestrator) resyncKind() job.Kind {
@@ -493,8 +504,8 @@ func (c *Orchestrator) resyncKind() job.Kind {
 	return job.Kind{
 		Name: string(holdfast.OpResync), Title: "Resynchronise",
 		Tasks: []job.Task{
-			{Name: "withdraw", Title: "Have the gateway forget what it believes to be equal", Run: c.withItem(c.resyncWithdraw), Retry: retry},
-			{Name: "replicate", Title: "Have the gateway replicate", Run: c.withItem(c.protectOrder), Retry: retry},
+			{Name: "withdraw", Title: "Have the gateway forget what it believes to be equal", Run: bound(c.withItem(c.resyncWithdraw)), Retry: retry},
+			{Name: "replicate", Title: "Have the gateway replicate", Run: bound(c.withItem(c.protectOrder)), Retry: retry},
 			{Name: "sync", Title: "Compare and bring over what differs", Run: c.withItem(c.protectSync)},
 		},
 		Finish: &job.Task{Name: "finish", Title: "Record the outcome", Run: c.resyncFinish},

@@ -263,7 +263,7 @@ func (c *Orchestrator) gatewayOf(ctx context.Context, it holdfast.Item) (Gateway
 	if err != nil {
 		return nil, site, err
 	}
-	g, err := c.opts.Gateway(site.Gateway)
+	g, err := c.gatewayAt(site.Gateway)
 	if err != nil {
 		return nil, site, &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "reach gateway", Thing: site.Name, Err: err}
 	}

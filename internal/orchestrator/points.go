@@ -68,7 +68,7 @@ func (c *Orchestrator) makePoint(ctx context.Context, step *job.Step) error {
 		return err
 	}
 	consistency := holdfast.ConsistencyCrash
-	mark := func(consistency holdfast.Consistency) error {
+	mark := func(ctx context.Context, consistency holdfast.Consistency) error {
 		g, site, err := c.gatewayOf(ctx, it)
 		var at gateway.PointReply
 		if err == nil {
@@ -83,7 +83,7 @@ func (c *Orchestrator) makePoint(ctx context.Context, step *job.Step) error {
 		return nil
 	}
 	if in.App {
-		frozen, err := c.whileFrozen(ctx, it, step, func() error { return mark(holdfast.ConsistencyApp) })
+		frozen, err := c.whileFrozen(ctx, it, step, func(ctx context.Context) error { return mark(ctx, holdfast.ConsistencyApp) })
 		if err == nil {
 			step.Log(fmt.Sprintf("file systems were frozen for %s", frozen.Round(time.Millisecond)))
 			c.noteAppPoint(it.ID, "")
@@ -92,21 +92,22 @@ func (c *Orchestrator) makePoint(ctx context.Context, step *job.Step) error {
 		step.Warn("the point is crash-consistent only: " + err.Error())
 		c.noteAppPoint(it.ID, err.Error())
 	}
-	if err := mark(consistency); err != nil {
+	if err := mark(ctx, consistency); err != nil {
 		return err
 	}
 	return step.SetResult(ctx, jobResult{Item: it.ID})
 }
 
 // whileFrozen runs f while the guest's file systems are frozen, and says for how
-// long they were. They are thawed whatever happens.
-func (c *Orchestrator) whileFrozen(ctx context.Context, it holdfast.Item, step *job.Step, f func() error) (frozen time.Duration, err error) {
+// long they were. They are thawed whatever happens, and f's context ends when
+// they have been frozen for long enough.
+func (c *Orchestrator) whileFrozen(ctx context.Context, it holdfast.Item, step *job.Step, f func(context.Context) error) (frozen time.Duration, err error) {
 	machine := it.CopyAt(it.ActiveSite()).MachineID
 	err = c.withSite(ctx, it.ActiveSite(), func(site holdfast.Site, s *provider.Site) (err error) {
 		if s.Agent == nil {
 			return fmt.Errorf("the provider of site %s cannot reach guest agents", site.Name)
 		}
-		bound, cancel := context.WithTimeout(ctx, freezeWait)
+		bound, cancel := context.WithTimeoutCause(ctx, freezeWait, errNoAnswer)
 		defer cancel()
 		began := c.now()
 		defer func() {
@@ -121,7 +122,7 @@ func (c *Orchestrator) whileFrozen(ctx context.Context, it holdfast.Item, step *
 		if err := bound.Err(); err != nil {
 			return fmt.Errorf("freezing took longer than %s", freezeWait)
 		}
-		return f()
+		return f(bound)
 	})
 	return frozen, err
 }

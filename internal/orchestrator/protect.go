@@ -27,6 +27,10 @@ const (
 // itemInput is the input of every job on an item.
 type itemInput struct {
 	Item string `json:"item"`
+	// Keep and Discard say what becomes of writes that the vault has not, where
+	// an operation takes them away.
+	Keep    bool `json:"keep,omitempty"`
+	Discard bool `json:"discard,omitempty"`
 }
 
 // ProtectMachine makes an item of a machine and starts the job that replicates
@@ -170,9 +174,9 @@ func (c *Orchestrator) protectKind() job.Kind {
 	return job.Kind{
 		Name: kindProtect, Title: "Protect machine",
 		Tasks: []job.Task{
-			{Name: "check", Title: "Check machine, sites and gateway", Run: c.withItem(c.protectCheck)},
-			{Name: "stream", Title: "Create the stream in the vault", Run: c.withItem(c.protectStream), Retry: retry},
-			{Name: "replicate", Title: "Have the gateway replicate", Run: c.withItem(c.protectOrder), Retry: retry},
+			{Name: "check", Title: "Check machine, sites and gateway", Run: bound(c.withItem(c.protectCheck))},
+			{Name: "stream", Title: "Create the stream in the vault", Run: bound(c.withItem(c.protectStream)), Retry: retry},
+			{Name: "replicate", Title: "Have the gateway replicate", Run: bound(c.withItem(c.protectOrder)), Retry: retry},
 			{Name: "sync", Title: "Copy the disks for the first time", Run: c.withItem(c.protectSync)},
 		},
 		Finish: &job.Task{Name: "finish", Title: "Record the outcome", Run: c.protectFinish},

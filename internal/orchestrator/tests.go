@@ -128,11 +128,11 @@ func (c *Orchestrator) testKind() job.Kind {
 	return job.Kind{
 		Name: kindTest, Title: "Test failover",
 		Tasks: []job.Task{
-			{Name: "check", Title: "Check recovery point and site", Run: c.testTask(c.testCheck)},
+			{Name: "check", Title: "Check recovery point and site", Run: bound(c.testTask(c.testCheck))},
 			{Name: "drain", Title: "Bring over what was received", Run: c.testTask(c.testDrain), Optional: true},
-			{Name: "resolve", Title: "Choose the recovery point", Run: c.testTask(c.testResolve)},
-			{Name: "define", Title: "Prepare the test machine", Run: c.testTask(c.testDefine), Retry: retry},
-			{Name: "start", Title: "Start the test machine", Run: c.testTask(c.testStart), Retry: retry},
+			{Name: "resolve", Title: "Choose the recovery point", Run: bound(c.testTask(c.testResolve))},
+			{Name: "define", Title: "Prepare the test machine", Run: bound(c.testTask(c.testDefine)), Retry: retry},
+			{Name: "start", Title: "Start the test machine", Run: bound(c.testTask(c.testStart)), Retry: retry},
 			{Name: "verify", Title: "Look whether it has booted", Run: c.testTask(c.testVerify)},
 		},
 		Finish: &job.Task{Name: "finish", Title: "Record the outcome", Run: c.testFinish},
@@ -163,7 +163,7 @@ func (c *Orchestrator) testTask(f func(context.Context, *testRun) error) func(co
 }
 
 func (c *Orchestrator) testCheck(ctx context.Context, r *testRun) error {
-	h, err := c.history(ctx, r.item)
+	h, err := c.historyFor(ctx, r.item, r.in.Request)
 	if err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func (c *Orchestrator) testResolve(ctx context.Context, r *testRun) error {
 	if r.test.Point.Position != 0 {
 		return nil
 	}
-	h, err := c.history(ctx, r.item)
+	h, err := c.historyFor(ctx, r.item, r.in.Request)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -43,6 +44,19 @@ func (c *Orchestrator) history(ctx context.Context, it holdfast.Item) (holdfast.
 		return holdfast.History{}, vaultError("read stream", it.Name, err)
 	}
 	return historyOf(s, it.Timeline), nil
+}
+
+// historyFor returns what a request chooses from: a branch if it names one.
+func (c *Orchestrator) historyFor(ctx context.Context, it holdfast.Item, req holdfast.PointRequest) (holdfast.History, error) {
+	if req.Timeline != 0 {
+		it.Timeline = req.Timeline
+	}
+	h, err := c.history(ctx, it)
+	if _, ok := h.Newest(); err == nil && !ok && req.Timeline != 0 {
+		err = &holdfast.Error{Kind: holdfast.KindNotFound, Op: "choose recovery point of", Thing: it.Name, Cause: fmt.Sprintf("it has no timeline %d", req.Timeline),
+			Hint: "List its timelines with holdfast timeline list " + it.Name}
+	}
+	return h, err
 }
 
 // refresh looks for what is new in a stream. Damage is no failure: what lies

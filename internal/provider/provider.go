@@ -217,8 +217,9 @@ type Power interface {
 type Replica interface {
 	// OpenDisk opens one disk of a machine for reading and writing. It fails with
 	// ErrRunning if the machine runs, and with ErrNotFound if there is no such
-	// machine or disk. While it is open the machine cannot be started. What was
-	// written is durable after Flush. The caller closes it.
+	// machine or disk. A recovered machine's disk that still needs its view reads
+	// from it. While it is open the machine cannot be started. What was written is
+	// durable after Flush. The caller closes it.
 	OpenDisk(ctx context.Context, machineID, diskID string) (ReplicaDisk, error)
 }
 

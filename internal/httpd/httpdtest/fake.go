@@ -214,6 +214,18 @@ func (w *World) DisableItem(_ context.Context, item string, d api.Disable) (api.
 	return w.startJob("disable", found.Name), nil
 }
 
+// ListTimelines implements httpd.Points.
+func (w *World) ListTimelines(_ context.Context, item string) (api.Timelines, error) {
+	if err := w.call("ListTimelines", item); err != nil {
+		return api.Timelines{}, err
+	}
+	found, err := pick(w, &w.Items, "item", item, func(i api.Item) bool { return i.ID == item || i.Name == item })
+	if err != nil {
+		return api.Timelines{}, err
+	}
+	return api.Timelines{Item: found.Name, Timelines: []api.Timeline{{Timeline: 1, Origin: "protect", Current: true, Until: found.CreatedAt}}}, nil
+}
+
 // ListPoints implements httpd.Points.
 func (w *World) ListPoints(_ context.Context, item string) (api.Points, error) {
 	if err := w.call("ListPoints", item); err != nil {

@@ -128,8 +128,11 @@ func (r fakeReplica) OpenDisk(ctx context.Context, machineID, diskID string) (ou
 			return fmt.Errorf("open disk %s of machine %s: %w", diskID, m.Name, provider.ErrRunning)
 		case d.opening != nil:
 			return fmt.Errorf("open disk %s of machine %s: it is open already", diskID, m.Name)
-		case r.f.needsView(m.ID):
-			return fmt.Errorf("open disk %s of machine %s: it still needs its view", diskID, m.Name)
+		}
+		if rec := r.f.recoveredAs(m.ID); rec != nil && rec.Hydrated < rec.Total {
+			if err := r.f.readViews(ctx, rec); err != nil {
+				return fmt.Errorf("open disk %s of machine %s: it still needs its view: %w", diskID, m.Name, err)
+			}
 		}
 		d.opening = &openDisk{f: r.f, disk: d}
 		out = d.opening
@@ -138,13 +141,13 @@ func (r fakeReplica) OpenDisk(ctx context.Context, machineID, diskID string) (ou
 	return out, err
 }
 
-func (f *Fake) needsView(machineID string) bool {
+func (f *Fake) recoveredAs(machineID string) *FakeRecovered {
 	for _, r := range f.recovered {
 		if r.MachineID == machineID {
-			return r.Hydrated < r.Total
+			return r
 		}
 	}
-	return false
+	return nil
 }
 
 // call logs an operation and runs it, if the disk is still open.

@@ -26,9 +26,13 @@ func (h Harness) replica(t *testing.T) {
 	t.Run("needs its view", func(t *testing.T) {
 		ctx, rec := h.recover(t, 0)
 		id := rec.mustDefine(ctx, t)
-		if d, err := rec.site.Replica.OpenDisk(ctx, id, rec.r.Disks[0].DiskID); err == nil {
-			t.Errorf("a disk that is not hydrated was opened; close: %v", d.Close())
+		disk := rec.r.Disks[0].DiskID
+		d := rec.openDisk(ctx, t, id, disk)
+		checkDisk(ctx, t, d, rec.views[disk].Content)
+		if err := d.Close(); err != nil {
+			t.Errorf("Close: %v", err)
 		}
+		rec.mustStart(ctx, t)
 	})
 	t.Run("disks", h.replicaDisks)
 }

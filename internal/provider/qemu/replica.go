@@ -37,8 +37,9 @@ type replicaDisk struct {
 
 var _ provider.ReplicaDisk = (*replicaDisk)(nil)
 
-// OpenDisk opens a disk with all that lies under it, through qemu-nbd, which
-// ends with the connection and with this process.
+// OpenDisk opens a disk with all that lies under it, its view too if it still
+// needs one, through qemu-nbd, which ends with the connection and with this
+// process.
 func (s *site) OpenDisk(ctx context.Context, machineID, diskID string) (out provider.ReplicaDisk, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -75,8 +76,6 @@ func (d Definition) replica(diskID string) (DiskDef, error) {
 			return disk, err
 		case pid != 0:
 			return disk, fmt.Errorf("open disk %s of machine %s: %w", diskID, d.Name, provider.ErrRunning)
-		case disk.View != nil:
-			return disk, fmt.Errorf("open disk %s of machine %s: it still needs its view; start the machine and hydrate it", diskID, d.Name)
 		case disk.ReadOnly:
 			return disk, fmt.Errorf("open disk %s of machine %s: it is read-only", diskID, d.Name)
 		}

@@ -1,7 +1,9 @@
 package systest
 
 import (
+	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -41,6 +43,7 @@ func TestLifecycle(t *testing.T) {
 	w.cli("change-point", machine)
 	recovered := w.newestRecovered()
 	w.verifiesSince(recovered, acked)
+	recovered = w.keepsAndReturns(recovered, acked)
 	w.cli("commit", machine)
 	w.fails(11, []string{"commit"}, "change-point", machine)
 
@@ -71,6 +74,26 @@ func TestLifecycle(t *testing.T) {
 	w.pause()
 	w.equalToSource(w.drained())
 	w.checkVault()
+}
+
+// keepsAndReturns changes the recovery point, keeps what the recovered guest
+// wrote, and goes back to that.
+func (w *world) keepsAndReturns(recovered string, acked int64) string {
+	w.t.Helper()
+	w.eventually("the recovered guest writes", func() bool { return w.ackedIn(recovered) > acked+5 })
+	wrote := w.ackedIn(recovered)
+	w.cli("change-point", machine, "--keep-writes")
+	w.verifiesSince(w.newestRecovered(), acked)
+	var all api.Timelines
+	w.must(w.JSON(w.t.Context(), &all, "timeline", "list", machine))
+	i := slices.IndexFunc(all.Timelines, func(tl api.Timeline) bool { return tl.Abandoned && tl.Newest != nil })
+	if i < 0 {
+		w.t.Fatalf("nothing was kept: %+v", all)
+	}
+	w.cli("change-point", machine, "--timeline", fmt.Sprint(all.Timelines[i].Timeline))
+	recovered = w.newestRecovered()
+	w.verifiesSince(recovered, wrote)
+	return recovered
 }
 
 // ackedIn returns the last record that the guest on a console has said to be

@@ -1,9 +1,15 @@
 package libvirt_test
 
 import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/provider/libvirt/libvirttest"
 	"github.com/holdfast-dr/holdfast/internal/provider/providertest"
 )
 
@@ -15,8 +21,33 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	victims := 0
+	victim := func(t *testing.T) string {
+		victims++
+		name, uuid := fmt.Sprintf("victim%02d", victims), fmt.Sprintf("1b5d6c0e-3f8a-4f3e-9a53-%012d", victims)
+		disk := filepath.Join(d.Dir, name+".qcow2")
+		if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", disk, "16M").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		define(t, d, name, uuid, disk, "qcow2")
+		return uuid
+	}
 	providertest.Run(t, providertest.Harness{
 		Open:    func(t *testing.T) *provider.Site { return open(t, d) },
-		Running: "web", Machine: &m,
+		Running: "web", Machine: &m, Victim: victim, DiskSize: 16 << 20,
+		Leftovers: func(t *testing.T) []string { return leftovers(t, d) },
 	})
+}
+
+// leftovers are the domains and the files in the site's storage.
+func leftovers(t *testing.T, d *libvirttest.Daemon) []string {
+	out := strings.Fields(d.Virsh(t, "list", "--all", "--name"))
+	err := filepath.WalkDir(filepath.Join(d.Dir, "storage"), func(path string, _ os.DirEntry, err error) error {
+		out = append(out, path)
+		return err
+	})
+	if err != nil && !os.IsNotExist(err) {
+		t.Error(err)
+	}
+	return out
 }

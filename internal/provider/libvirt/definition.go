@@ -57,8 +57,10 @@ func setMetadata(root *etree.Element, handle string) {
 	if meta == nil {
 		meta = root.CreateElement("metadata")
 	}
-	for _, e := range meta.SelectElements("recovery") {
-		meta.RemoveChild(e)
+	for _, e := range meta.ChildElements() {
+		if space := e.NamespaceURI(); space == metadataSpace || space == guardSpace {
+			meta.RemoveChild(e) // of another machine
+		}
 	}
 	e := meta.CreateElement("holdfast:recovery")
 	e.CreateAttr("xmlns:holdfast", metadataSpace)

@@ -53,6 +53,10 @@ var (
 	_ provider.Inventory = (*site)(nil)
 	_ provider.Source    = (*site)(nil)
 	_ provider.Target    = (*site)(nil)
+	_ provider.Power     = power{}
+	_ provider.Replica   = (*site)(nil)
+	_ provider.Agent     = (*site)(nil)
+	_ provider.Console   = (*site)(nil)
 )
 
 // Open connects to a site's libvirt.
@@ -77,7 +81,7 @@ func Open(_ context.Context, settings json.RawMessage) (*provider.Site, error) {
 		return nil, fmt.Errorf("connect to libvirt at %s: %w; check that libvirtd runs and that this user may use its socket", socket, err)
 	}
 	st := &site{l: l, storage: s.Storage}
-	return &provider.Site{Inventory: st, Source: st, Target: st, Close: l.Disconnect}, nil
+	return &provider.Site{Inventory: st, Source: st, Target: st, Power: power{st}, Replica: st, Agent: st, Console: st, Close: l.Disconnect}, nil
 }
 
 // socketOf returns the socket that a URI means.

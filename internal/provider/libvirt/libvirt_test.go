@@ -33,6 +33,8 @@ const domainXML = `<domain type='qemu'>
     <disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>
     <controller type='sata' index='0'/>
     <serial type='file'><source path='%[3]s.serial'/><target port='0'/></serial>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <video><model type='vga'/></video>
   </devices>
 </domain>`
 
@@ -41,7 +43,7 @@ const sourceUUID = "0b5d6c0e-3f8a-4f3e-9a53-0123456789ab"
 // newSite starts a libvirt and opens it as a site.
 func newSite(t *testing.T) (*libvirttest.Daemon, *provider.Site) {
 	t.Helper()
-	d := libvirttest.Start(t)
+	d := libvirttest.Start(t, libvirt.Hook)
 	return d, open(t, d)
 }
 
@@ -66,13 +68,19 @@ func addDomain(t *testing.T, d *libvirttest.Daemon, name, format string) string 
 	if out, err := exec.Command("qemu-img", "create", "-q", "-f", format, disk, "16M").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	define(t, d, name, sourceUUID, disk, format)
+	return disk
+}
+
+// define makes and starts a domain of a disk.
+func define(t *testing.T, d *libvirttest.Daemon, name, uuid, disk, format string) {
+	t.Helper()
 	file := filepath.Join(d.Dir, name+".xml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, domainXML, name, sourceUUID, disk, format), 0o644); err != nil {
+	if err := os.WriteFile(file, fmt.Appendf(nil, domainXML, name, uuid, disk, format), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	d.Virsh(t, "define", file)
 	d.Virsh(t, "start", name)
-	return disk
 }
 
 func TestInventoryAndMonitor(t *testing.T) {

@@ -187,12 +187,11 @@ func (s *site) Start(ctx context.Context, handle string) error {
 	if err != nil {
 		return err
 	}
-	p, err := s.power(d)
-	if err != nil || p == provider.PowerRunning || p == provider.PowerPaused {
+	if p, err := s.power(d); err != nil || p == provider.PowerRunning {
 		return err
 	}
-	if err := s.l.DomainCreate(d); err != nil {
-		return fmt.Errorf("start machine %s: %w", d.Name, err)
+	if err := s.start(d); err != nil {
+		return err
 	}
 	r.StartedAt = time.Now()
 	return s.save(r)

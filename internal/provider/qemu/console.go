@@ -1,23 +1,18 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"image"
-	"image/png"
 	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/provider/qemutool"
 )
 
-const (
-	maxPicture = 64 << 20 // bytes of a file that QEMU writes
-	maxSide    = 16384    // pixels
-)
+const maxPicture = 64 << 20 // bytes of a file that QEMU writes
 
 // Screenshot has QEMU write the machine's first screen to a file in the site's
 // directory, which QEMU sees wherever it was started from.
@@ -61,17 +56,7 @@ func screenshot(ctx context.Context, mon provider.Monitor, path string) ([]byte,
 	if err != nil {
 		return nil, err
 	}
-	if bytes.HasPrefix(b, []byte("P6")) {
-		return pngOfPPM(b)
-	}
-	cfg, err := png.DecodeConfig(bytes.NewReader(b))
-	if err != nil {
-		return nil, fmt.Errorf("head of QEMU's picture: %w", err)
-	}
-	if cfg.Width > maxSide || cfg.Height > maxSide {
-		return nil, fmt.Errorf("QEMU's picture has %d by %d pixels: want at most %d by %d", cfg.Width, cfg.Height, maxSide, maxSide)
-	}
-	return b, nil
+	return qemutool.PNG(b)
 }
 
 func readPicture(path string) ([]byte, error) {
@@ -87,32 +72,4 @@ func readPicture(path string) ([]byte, error) {
 		return nil, fmt.Errorf("the picture is longer than %d bytes", maxPicture)
 	}
 	return b, nil
-}
-
-// pngOfPPM converts QEMU's other format: "P6", width and height, "255", each on
-// a line, then three bytes a pixel.
-func pngOfPPM(b []byte) ([]byte, error) {
-	var width, height, most int
-	head := 0
-	for range 3 { // lines
-		n := bytes.IndexByte(b[head:], '\n')
-		if n < 0 {
-			return nil, errors.New("QEMU's picture has no head")
-		}
-		head += n + 1
-	}
-	if _, err := fmt.Sscanf(string(b[:head]), "P6\n%d %d\n%d\n", &width, &height, &most); err != nil {
-		return nil, fmt.Errorf("head of QEMU's picture: %w", err)
-	}
-	b = b[head:]
-	if width < 1 || height < 1 || width > maxSide || height > maxSide || most != 255 || len(b) != width*height*3 {
-		return nil, fmt.Errorf("QEMU's picture of %d by %d pixels, up to %d, does not fit %d bytes", width, height, most, len(b))
-	}
-	img := image.NewNRGBA(image.Rect(0, 0, width, height))
-	for i := range width * height {
-		copy(img.Pix[4*i:], []byte{b[3*i], b[3*i+1], b[3*i+2], 255})
-	}
-	var out bytes.Buffer
-	err := png.Encode(&out, img)
-	return out.Bytes(), err
 }

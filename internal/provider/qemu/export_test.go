@@ -4,6 +4,3 @@ import "github.com/holdfast-dr/holdfast/internal/provider"
 
 // InterruptHydrate has Hydrate end after the step as if its process had died.
 func InterruptHydrate(s *provider.Site, f func(step string) error) { s.Target.(*site).interrupt = f }
-
-// PNGOfPPM is what pictures go through where QEMU cannot write PNG.
-var PNGOfPPM = pngOfPPM

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"image/png"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -292,28 +291,5 @@ func TestScreenshotWithoutDisplay(t *testing.T) {
 	cancel()
 	if _, err := b.site.Console.Screenshot(gone, def.ID); !errors.Is(err, context.Canceled) {
 		t.Errorf("Screenshot with a cancelled context: %v", err)
-	}
-}
-
-func TestPNGOfPPM(t *testing.T) {
-	t.Parallel()
-	picture, err := qemu.PNGOfPPM([]byte("P6\n2 1\n255\n\n \tabc"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := png.Decode(bytes.NewReader(picture))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for x, want := range [][3]uint32{{'\n', ' ', '\t'}, {'a', 'b', 'c'}} {
-		r, g, b, _ := img.At(x, 0).RGBA()
-		if got := [3]uint32{r >> 8, g >> 8, b >> 8}; got != want {
-			t.Errorf("pixel %d: %v, want %v", x, got, want)
-		}
-	}
-	for _, bad := range []string{"", "P6\n", "P6\n2 1\n255\n", "P6\n1 1\n255\nabcd", "P6\n0 0\n255\n", "P6\n-1 -1\n255\nabc", "P6\n1 1\n65535\nabc", "P6\n99999 99999\n255\n", "P5\n1 1\n255\nabc"} {
-		if _, err := qemu.PNGOfPPM([]byte(bad)); err == nil {
-			t.Errorf("%q was converted", bad)
-		}
 	}
 }

@@ -34,6 +34,8 @@ for d in /run/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt /etc/
 done
 mkdir -p /var/lib/libvirt/qemu /var/lib/libvirt/images
 cp "$1/qemu.conf" /etc/libvirt/qemu.conf
+mkdir -p /etc/libvirt/hooks/qemu.d
+if [ -e "$1/hook" ]; then install -m 755 "$1/hook" /etc/libvirt/hooks/qemu.d/holdfast; fi
 exec libvirtd -f "$1/libvirtd.conf" -p "$1/libvirtd.pid"
 `
 
@@ -59,8 +61,9 @@ stdio_handler = "file"
 `
 
 // Start starts a libvirtd and stops it, with its domains, when the test ends.
-// It skips the test where there is no libvirtd or no root.
-func Start(t testing.TB) *Daemon {
+// The text of a hook for domains, if there is one, is installed. It skips the
+// test where there is no libvirtd or no root.
+func Start(t testing.TB, hook ...string) *Daemon {
 	t.Helper()
 	if _, err := exec.LookPath("libvirtd"); err != nil {
 		t.Skip("libvirtd is not installed (Debian: libvirt-daemon-system)")
@@ -74,7 +77,11 @@ func Start(t testing.TB) *Daemon {
 	}
 	d := &Daemon{Dir: dir, Socket: filepath.Join(dir, "libvirt-sock"), exited: make(chan struct{})}
 	t.Cleanup(func() { d.stop(t) })
-	for name, text := range map[string]string{"libvirtd.conf": fmt.Sprintf(libvirtdConf, dir), "qemu.conf": qemuConf} {
+	files := map[string]string{"libvirtd.conf": fmt.Sprintf(libvirtdConf, dir), "qemu.conf": qemuConf}
+	for _, text := range hook {
+		files["hook"] = text
+	}
+	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -153,9 +160,15 @@ func (d *Daemon) QEMUs() []int {
 // Virsh runs virsh against the daemon.
 func (d *Daemon) Virsh(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := exec.Command("virsh", append([]string{"-q", "-c", d.URI()}, args...)...).CombinedOutput()
+	out, err := d.TryVirsh(args...)
 	if err != nil {
 		t.Fatalf("virsh %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
-	return string(out)
+	return out
+}
+
+// TryVirsh runs virsh, which may fail.
+func (d *Daemon) TryVirsh(args ...string) (string, error) {
+	out, err := exec.Command("virsh", append([]string{"-q", "-c", d.URI()}, args...)...).CombinedOutput()
+	return string(out), err
 }

@@ -1,0 +1,168 @@
+package qemutool
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/internal/nbd"
+)
+
+const (
+	// maxStderr bounds what is kept of what a disk's server says.
+	maxStderr = 4 << 10
+	// partingPatience is for how long a disk's server may write out what it
+	// holds after it was closed.
+	partingPatience = time.Minute
+)
+
+// Image says what to open.
+type Image struct {
+	Name   string // for messages
+	Format string // "raw", "qcow2"
+	Path   string // a file or a block device
+}
+
+// Disk is a disk that qemu-nbd has open. QEMU's lock on the image keeps its
+// machine from starting, and everybody else from writing. Safe for concurrent
+// use.
+type Disk struct {
+	*nbd.Client
+	name   string
+	server *diskServer
+	once   sync.Once
+	err    error
+}
+
+// Open opens an image for reading and writing, through a server that ends with
+// the connection and with this process. Its socket is gone again when Open
+// returns, so that nobody else can connect.
+func Open(ctx context.Context, img Image) (out *Disk, err error) {
+	dir, err := os.MkdirTemp("", "hf-disk-") // for its owner alone
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	socket := filepath.Join(dir, "nbd")
+	info, err := os.Stat(img.Path)
+	if err != nil {
+		return nil, err
+	}
+	driver := "file"
+	if info.Mode()&os.ModeDevice != 0 {
+		driver = "host_device"
+	}
+	image, err := json.Marshal(map[string]any{
+		"driver": img.Format, "discard": "unmap",
+		"file": map[string]any{"driver": driver, "filename": img.Path, "discard": "unmap", "locking": "on"},
+	})
+	if err != nil {
+		return nil, err
+	}
+	// Without --persistent it ends when its one client has gone.
+	server, err := startServer("qemu-nbd", "--socket="+socket, "--shared=1", "--cache=writeback", "--discard=unmap", "--detect-zeroes=off", "json:"+string(image))
+	if err != nil {
+		return nil, err
+	}
+	for {
+		c, err := nbd.Dial(ctx, "unix", socket, nbd.DialOptions{})
+		if err == nil {
+			return &Disk{Client: c, name: img.Name, server: server}, nil
+		}
+		if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
+			return nil, errors.Join(err, server.kill())
+		}
+		select {
+		case <-server.done:
+			return nil, server.failure()
+		case <-ctx.Done():
+			return nil, errors.Join(context.Cause(ctx), server.kill())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// Close ends the server and returns when it is gone, with its lock.
+func (r *Disk) Close() error {
+	r.once.Do(func() {
+		err := r.Client.Close()
+		t := time.NewTimer(partingPatience)
+		defer t.Stop()
+		select {
+		case <-r.server.done:
+			err = errors.Join(err, r.server.err)
+		case <-t.C:
+			err = errors.Join(err, fmt.Errorf("qemu-nbd has not ended within %v", partingPatience), r.server.kill())
+		}
+		if err != nil {
+			r.err = fmt.Errorf("close %s: %w", r.name, err)
+		}
+	})
+	return r.err
+}
+
+// diskServer is a process that ends when this one does.
+type diskServer struct {
+	cmd    *exec.Cmd
+	stderr headBuffer
+	done   chan struct{} // closed when it has ended; then err is set
+	err    error
+}
+
+// startServer starts a program. The thread that starts it is kept until it
+// ends, because the kernel takes that thread's end for this process's.
+func startServer(program string, args ...string) (*diskServer, error) {
+	s := &diskServer{cmd: exec.Command(program, args...), done: make(chan struct{})}
+	s.cmd.Stderr = &s.stderr
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer close(s.done)
+		err := s.cmd.Start()
+		started <- err
+		if err == nil {
+			s.err = s.cmd.Wait()
+		}
+	}()
+	err := <-started
+	if errors.Is(err, exec.ErrNotFound) {
+		err = fmt.Errorf("%w; install the package qemu-utils", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// failure says why the server has ended.
+func (s *diskServer) failure() error {
+	return fmt.Errorf("qemu-nbd ended: %w: %s", s.err, strings.TrimSpace(string(s.stderr.b)))
+}
+
+func (s *diskServer) kill() error {
+	err := s.cmd.Process.Kill()
+	<-s.done
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
+}
+
+// headBuffer keeps the first bytes that are written to it.
+type headBuffer struct{ b []byte }
+
+func (h *headBuffer) Write(p []byte) (int, error) {
+	h.b = append(h.b, p[:min(len(p), maxStderr-len(h.b))]...)
+	return len(p), nil
+}

@@ -27,7 +27,7 @@ func main() {
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Version: version(),
 		IsTerminal: isTerminal, Width: width, ReadSecret: readSecret,
 		ExtraCommands: func() []*cobra.Command {
-			return []*cobra.Command{serverCommand(), gatewayCommand(), inspectCommand()}
+			return []*cobra.Command{serverCommand(), gatewayCommand(), inspectCommand(), hookCommand()}
 		},
 	}, os.Args[1:]))
 }

@@ -13,13 +13,14 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/provider"
 	"github.com/holdfast-dr/holdfast/internal/provider/libvirt"
 	"github.com/holdfast-dr/holdfast/internal/provider/libvirt/libvirttest"
+	"github.com/holdfast-dr/holdfast/internal/systest/guest"
 )
 
-const domainXML = `<domain type='qemu'>
+const domainXML = `<domain type='%[5]s'>
   <name>%[1]s</name>
   <uuid>%[2]s</uuid>
   <metadata><own:note xmlns:own="urn:example:own">keep me</own:note></metadata>
-  <memory unit='MiB'>64</memory>
+  <memory unit='MiB'>256</memory>
   <vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type></os>
   <features><acpi/></features>
@@ -72,11 +73,19 @@ func addDomain(t *testing.T, d *libvirttest.Daemon, name, format string) string 
 	return disk
 }
 
+// domainType is how domains are run here.
+func domainType() string {
+	if guest.Accel() == "kvm" {
+		return "kvm"
+	}
+	return "qemu"
+}
+
 // define makes and starts a domain of a disk.
 func define(t *testing.T, d *libvirttest.Daemon, name, uuid, disk, format string) {
 	t.Helper()
 	file := filepath.Join(d.Dir, name+".xml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, domainXML, name, uuid, disk, format), 0o644); err != nil {
+	if err := os.WriteFile(file, fmt.Appendf(nil, domainXML, name, uuid, disk, format, domainType()), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	d.Virsh(t, "define", file)
@@ -90,7 +99,7 @@ func TestInventoryAndMonitor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.ID != sourceUUID || m.Power != provider.PowerRunning || m.Memory != 64<<20 || len(m.Obstacles) > 0 {
+	if m.ID != sourceUUID || m.Power != provider.PowerRunning || m.Memory != 256<<20 || len(m.Obstacles) > 0 {
 		t.Errorf("machine is %+v", m)
 	}
 	if len(m.Disks) != 1 || m.Disks[0].ID != "vda" || m.Disks[0].Size != 16<<20 || m.Disks[0].Path != disk || m.Disks[0].Format != "qcow2" {

@@ -84,4 +84,3 @@ func TestGuardTransient(t *testing.T) {
 		t.Errorf("guarded: %q, %v", reason, err)
 	}
 }
-

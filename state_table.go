@@ -94,6 +94,7 @@ func notFailedOver() []refusal {
 // commit.
 func failoverRows() []row {
 	const recovered = "the machine is failed over and waits for commit"
+	const fencedOff = "the failover that failed has fenced the source off, so nothing more can be brought over from it"
 	const commitFirst = "Commit the failover first, or undo it"
 	return []row{
 		{StateFailingOver, "The machine is being brought up at the other side.",
@@ -107,10 +108,10 @@ func failoverRows() []row {
 
 		{StateFailoverFailed, "Bringing the machine up failed; nothing in the vault is lost.",
 			[]move{
-				on(OpFailover, StateFailingOver), on(OpPlannedFailover, StateFailingOver), on(OpFailback, StateFailingOver).reverse(),
-				on(OpUndoFailover, StateUndoingFailover), on(OpDisable, StateDisabling)},
+				on(OpFailover, StateFailingOver), on(OpUndoFailover, StateUndoingFailover), on(OpDisable, StateDisabling)},
 			[]refusal{
-				no(OpFailback, "the failover that failed leads to the recovery site", "Fail over again, or undo the failover").forward(),
+				no(OpPlannedFailover, fencedOff, "Fail over again, unplanned, or undo the failover"),
+				no(OpFailback, fencedOff, "Fail back again with --unplanned, or undo the failover"),
 				no(OpCancel, "no job is running", "Fail over again, or undo the failover"),
 				no("", "the last failover failed", again+"fail over again, or undo the failover")}},
 

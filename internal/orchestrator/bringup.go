@@ -94,6 +94,11 @@ func (c *Orchestrator) startMachine(ctx context.Context, r *failoverRun, s *prov
 	if !r.st.Reuse {
 		return s.Target.Start(ctx, r.in.Handle)
 	}
+	unlock, err := c.lockPower(ctx, r.item.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	// What its disks are equal to is not known any more from here on.
 	if err := c.forgetEqual(ctx, r.item.ID, r.in.To); err != nil {
 		return err
@@ -328,6 +333,11 @@ func (c *Orchestrator) takeBack(ctx context.Context, step *job.Step, in failover
 			if s.Power == nil {
 				return errors.New("the provider cannot start machines")
 			}
+			unlock, err := c.lockPower(ctx, it.ID)
+			if err != nil {
+				return err
+			}
+			defer unlock()
 			return s.Power.Start(ctx, it.CopyAt(in.From).MachineID)
 		})
 		if err != nil {

@@ -74,6 +74,41 @@ func (c *Orchestrator) switchOff(ctx context.Context, s *provider.Site, it holdf
 	return c.killIfRunning(ctx, s, left)
 }
 
+// lockPower waits until nobody else switches machines of an item. Whoever starts
+// one that was left behind holds it, and so does who keeps such a one off: each
+// then acts on what is recorded of the item while it holds it.
+func (c *Orchestrator) lockPower(ctx context.Context, item string) (unlock func(), err error) {
+	l := c.powerOf(item)
+	select {
+	case l <- struct{}{}:
+		return func() { <-l }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// tryPower is lockPower for who has time.
+func (c *Orchestrator) tryPower(item string) (unlock func(), ok bool) {
+	l := c.powerOf(item)
+	select {
+	case l <- struct{}{}:
+		return func() { <-l }, true
+	default:
+		return nil, false
+	}
+}
+
+func (c *Orchestrator) powerOf(item string) chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l := c.power[item]
+	if l == nil {
+		l = make(chan struct{}, 1)
+		c.power[item] = l
+	}
+	return l
+}
+
 // leftBehind says whether the item has a machine at the site that is not the
 // active one, which must not run.
 func leftBehind(it holdfast.Item) (site string, ok bool) {
@@ -99,11 +134,26 @@ func (c *Orchestrator) watchLeftBehind(ctx context.Context, it holdfast.Item) (t
 	if c.now().Sub(old.at) < guardEvery {
 		return old.twoLive, old.notGuarded
 	}
+	// What is known of the item may be old by now: a job may be about to start the
+	// very machine that was left behind then.
+	unlock, ok := c.tryPower(it.ID)
+	if !ok {
+		return old.twoLive, old.notGuarded
+	}
+	defer unlock()
+	now, err := c.opts.Store.Item(ctx, it.ID)
+	if err != nil {
+		return old.twoLive, old.notGuarded
+	}
+	if at, ok := leftBehind(now); !ok || at != site {
+		return "", ""
+	}
+	it = now
 	g := guardSeen{at: c.now()}
 	ctx, cancel := context.WithTimeout(ctx, guardWait/3)
 	defer cancel()
 	left := it.CopyAt(site)
-	err := c.withSite(ctx, site, func(rec holdfast.Site, s *provider.Site) error {
+	err = c.withSite(ctx, site, func(rec holdfast.Site, s *provider.Site) error {
 		if s.Power == nil || s.Inventory == nil {
 			g.notGuarded = "the provider of site " + rec.Name + " cannot guard machines"
 			return nil

@@ -292,8 +292,12 @@ func (c *Orchestrator) undoStart(ctx context.Context, _ *job.Step, it holdfast.I
 	}
 	left := it.CopyAt(st.From)
 	return c.withSite(ctx, st.From, func(site holdfast.Site, s *provider.Site) error {
-		err := s.Power.Unguard(ctx, left.MachineID)
-		if err == nil {
+		unlock, err := c.lockPower(ctx, it.ID)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		if err = s.Power.Unguard(ctx, left.MachineID); err == nil {
 			err = s.Power.Start(ctx, left.MachineID)
 		}
 		if err != nil {

@@ -138,7 +138,8 @@ type Orchestrator struct {
 	// mu guards what was observed last.
 	mu       sync.Mutex
 	observed map[string]observation
-	guards   map[string]guardSeen // by item
+	guards   map[string]guardSeen     // by item
+	power    map[string]chan struct{} // by item; see lockPower
 	// appPoints is how the last application-consistent point of an item went.
 	appPoints map[string]appPoint
 	streams   map[holdfast.StreamID]*vault.Stream
@@ -158,7 +159,7 @@ func New(o Options) (*Orchestrator, error) {
 	}
 	c := &Orchestrator{
 		opts: o, log: o.Logger, now: o.Now, settled: make(chan struct{}),
-		observed: map[string]observation{}, guards: map[string]guardSeen{}, appPoints: map[string]appPoint{}, streams: map[holdfast.StreamID]*vault.Stream{},
+		observed: map[string]observation{}, guards: map[string]guardSeen{}, power: map[string]chan struct{}{}, appPoints: map[string]appPoint{}, streams: map[holdfast.StreamID]*vault.Stream{},
 	}
 	c.engine = job.New(o.Jobs, job.Options{Logger: o.Logger, Now: o.Now, Hook: o.JobHook})
 	kinds := append(c.failoverKinds(), c.protectKind(), c.hydrateKind(), c.disableKind(), c.verifyKind(), c.commitKind(), c.undoKind(),

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -49,6 +50,46 @@ func TestSiteLost(t *testing.T) {
 	r.eventually("the source is guarded", func() bool { r.item(); return r.primary.Guards()["m1"] != "" })
 	if err := r.primary.Site().Power.Start(t.Context(), "m1"); !errors.Is(err, provider.ErrGuarded) {
 		t.Errorf("start of the guarded source: %v", err)
+	}
+}
+
+// TestGuardLate has the look at the machine that was left behind take so long
+// that an undo has begun meanwhile: the machine that the undo starts runs on.
+func TestGuardLate(t *testing.T) {
+	t.Parallel()
+	for _, back := range []func(*rig) (api.Job, error){
+		func(r *rig) (api.Job, error) { return r.UndoFailover(t.Context(), machine, api.UndoFailover{}) },
+		func(r *rig) (api.Job, error) {
+			commit(r)
+			reprotect(r)
+			return r.Failback(t.Context(), machine, api.Failback{Option: "latest"})
+		},
+	} {
+		r := newRig(t)
+		r.write(0, 1)
+		r.protect()
+		failover(r)
+		if err := r.primary.Site().Power.Unguard(t.Context(), "m1"); err != nil {
+			t.Fatal(err)
+		}
+		r.kill()
+		looks, goOn := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		r.primary.Script(providertest.Fault{Method: "Guarded", Do: func() {
+			once.Do(func() { close(looks); <-goOn })
+		}})
+		r.start(nil)
+		<-looks
+		j, err := back(r)
+		time.AfterFunc(300*time.Millisecond, func() { close(goOn) })
+		r.done(j, err)
+		r.eventually("the look at the machine is over", func() bool { _, err := r.GetItem(t.Context(), machine); return err == nil })
+		time.Sleep(50 * time.Millisecond)
+		if at, _ := r.active(); at != r.primary {
+			t.Error("the machine does not run at home")
+		}
+		r.reads(0, 1)
+		r.primary.ClearScript()
 	}
 }
 

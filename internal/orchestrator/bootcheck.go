@@ -56,15 +56,12 @@ func (c *Orchestrator) bootChecks(ctx context.Context, r *testRun, site holdfast
 		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "verify boot of machine", Thing: r.test.Name, Cause: what, Err: err,
 			Hint: "Look at the picture of its console with holdfast job screenshot, and at the machine, then clean the test up"}
 	}
-	if v.Agent {
-		if s.Agent == nil {
-			return fail("the provider of site "+site.Name+" cannot reach guest agents", nil)
+	for _, look := range c.looks(v, site, s, r.test.MachineID) {
+		r.Log("waiting for " + look.what)
+		if err := untilFound(ctx, look.once); err != nil {
+			return fail(look.what+" did not come in time", err)
 		}
-		r.Log("waiting for the guest agent")
-		if err := pollAgent(ctx, s.Agent, r.test.MachineID); err != nil {
-			return fail("its guest agent did not answer in time", err)
-		}
-		r.Log("the guest agent answers")
+		r.Log("there is " + look.what)
 	}
 	if v.Script != "" {
 		out, err := c.runScript(ctx, v.Script, r.test)
@@ -76,13 +73,51 @@ func (c *Orchestrator) bootChecks(ctx context.Context, r *testRun, site holdfast
 	return nil
 }
 
-func pollAgent(ctx context.Context, a provider.Agent, machine string) error {
-	for {
-		err := a.Ping(ctx, machine)
-		if err == nil {
-			return nil
+// look is one sign of life of a machine.
+type look struct {
+	what string
+	once func(ctx context.Context) error // looks for it once
+}
+
+// looks returns what is asked for, in the order in which a machine boots.
+func (c *Orchestrator) looks(v *api.BootVerification, site holdfast.Site, s *provider.Site, machine string) (all []look) {
+	lacks := func(what string) func(context.Context) error {
+		return func(context.Context) error {
+			return fmt.Errorf("the provider of site %s cannot %s: %w", site.Name, what, provider.ErrNoWay)
 		}
-		if !sleep(ctx, 500*time.Millisecond) {
+	}
+	add := func(asked bool, what string, has bool, can string, once func(context.Context) error) {
+		if !has {
+			once = lacks(can)
+		}
+		if asked {
+			all = append(all, look{what, once})
+		}
+	}
+	add(v.Agent, "an answer of the guest agent", s.Agent != nil, "reach guest agents", func(ctx context.Context) error { return s.Agent.Ping(ctx, machine) })
+	add(v.Serial != "", "text like "+v.Serial+" on the serial console", s.Probe != nil, "read consoles", func(ctx context.Context) error { return said(ctx, s.Probe, machine, v.Serial) })
+	add(v.Ping, "an answer to a ping", s.Probe != nil, "ping machines", func(ctx context.Context) error { return s.Probe.Ping(ctx, machine) })
+	add(v.TCPPort != 0, fmt.Sprintf("a connection to port %d", v.TCPPort), s.Probe != nil, "connect to machines", func(ctx context.Context) error { return s.Probe.Dial(ctx, machine, v.TCPPort) })
+	return all
+}
+
+func said(ctx context.Context, p provider.Probe, machine, want string) error {
+	re, err := regexp.Compile(want)
+	if err != nil {
+		return err
+	}
+	text, err := p.Said(ctx, machine)
+	if err == nil && !re.Match(text) {
+		err = fmt.Errorf("%d bytes were said, and not that", len(text))
+	}
+	return err
+}
+
+// untilFound looks again and again, until it is of no use.
+func untilFound(ctx context.Context, once func(context.Context) error) error {
+	for {
+		err := once(ctx)
+		if err == nil || errors.Is(err, provider.ErrNoWay) || !sleep(ctx, 500*time.Millisecond) {
 			return err
 		}
 	}
@@ -99,8 +134,8 @@ func (c *Orchestrator) checkVerification(v *api.BootVerification) error {
 	}
 	switch {
 	case v == nil:
-	case v.Serial != "" || v.Ping || v.TCPPort != 0:
-		return invalid("", "this version can wait for the guest agent and run a script", "Ask for these two only")
+	case badPattern(v.Serial):
+		return invalid(v.Serial, "it is no regular expression", "Give one as of Go, such as login:")
 	case v.Script == "":
 	case c.opts.Scripts == "":
 		return invalid(v.Script, "this server runs no scripts", "Leave the script out")
@@ -108,6 +143,11 @@ func (c *Orchestrator) checkVerification(v *api.BootVerification) error {
 		return invalid(v.Script, "it is no name of a file in the server's directory of scripts", "Put the script into "+c.opts.Scripts+" on the server and give its name")
 	}
 	return nil
+}
+
+func badPattern(text string) bool {
+	_, err := regexp.Compile(text)
+	return err != nil
 }
 
 // runScript runs a program of the scripts' directory, with the test in its

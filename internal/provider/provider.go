@@ -27,6 +27,9 @@ var (
 	ErrGuarded = errors.New("machine is guarded against being started")
 	// ErrNoAgent says that no guest agent answers in a machine.
 	ErrNoAgent = errors.New("no guest agent answers")
+	// ErrNoWay says that there is no way to look at a machine as was asked: it has
+	// no console that could be read, or no network over which it could be reached.
+	ErrNoWay = errors.New("there is no way to look at the machine like that")
 	// ErrFrozen says that a freeze failed and could not be undone either, as when
 	// a hook of the guest hangs: its file systems are frozen, or will be when the
 	// hook ends. Thaw must be repeated until it succeeds or the machine is off.
@@ -42,6 +45,7 @@ type Site struct {
 	Replica   Replica // nil: as Power
 	Agent     Agent   // nil: recovery points are crash-consistent only
 	Console   Console // nil: no pictures of consoles
+	Probe     Probe   // nil: nobody looks whether machines answer
 	Close     func() error
 }
 
@@ -249,4 +253,18 @@ type Agent interface {
 type Console interface {
 	// Screenshot returns the picture as PNG. It fails with ErrNotRunning.
 	Screenshot(ctx context.Context, machineID string) ([]byte, error)
+}
+
+// Probe looks at a running machine as its users would. What it asks once; the
+// caller asks again until it is satisfied. Each fails with ErrNoWay where asking
+// again is of no use.
+type Probe interface {
+	// Said returns the end of what the serial console has said since the machine
+	// was started, at most 1 MiB.
+	Said(ctx context.Context, machineID string) ([]byte, error)
+	// Dial returns nil if a TCP port of this very machine accepts a connection,
+	// whatever other machines have its address.
+	Dial(ctx context.Context, machineID string, port int) error
+	// Ping returns nil if this very machine answers an ICMP echo request.
+	Ping(ctx context.Context, machineID string) error
 }

@@ -109,7 +109,7 @@ func TestMainJobOnLibvirt(t *testing.T) {
 func (w *world) testedOnLibvirt(to *libvirttest.Daemon) {
 	w.t.Helper()
 	var job api.Job
-	w.must(w.JSON(w.t.Context(), &job, "test-failover", "start", machine, "--agent", "--screenshot"))
+	w.must(w.JSON(w.t.Context(), &job, "test-failover", "start", machine, "--agent", "--serial", "GUEST-READY", "--screenshot"))
 	name := job.Result.MachineName
 	if xml := to.Virsh(w.t, "dumpxml", name); name == machine || strings.Contains(xml, "<interface") && !strings.Contains(xml, "<link state='down'") {
 		w.t.Errorf("the test machine %s is not apart from the world:\n%s", name, xml)

@@ -20,7 +20,7 @@ func TestLifecycle(t *testing.T) {
 	w := newWorld(t, worldOptions{})
 	w.protect()
 	w.writesOn("while it is protected")
-	w.cli("test-failover", "start", machine)
+	w.cli("test-failover", "start", machine, "--serial", "GUEST-READY", "--agent")
 	w.verifiesSince(w.newestRecovered(), 0)
 	w.writesOn("during the test")
 	w.cli("test-failover", "clean-up", machine, "--note", "it boots")

@@ -112,7 +112,7 @@ func NewFake(name string, world *World) *Fake {
 func (f *Fake) Site() *provider.Site {
 	return &provider.Site{
 		Inventory: fakeInventory{f}, Source: fakeSource{f}, Target: fakeTarget{f}, Power: fakePower{f},
-		Replica: fakeReplica{f}, Agent: fakeAgent{f}, Console: fakeConsole{f},
+		Replica: fakeReplica{f}, Agent: fakeAgent{f}, Console: fakeConsole{f}, Probe: fakeProbe{f},
 		Close: func() error { return nil },
 	}
 }

@@ -117,6 +117,38 @@ func TestGuest(t *testing.T) {
 	checkNetworks := g.tryNetworks()
 	g.freezes()
 	checkNetworks()
+	g.probes()
+}
+
+// probes looks at a guest that listens at one port, as its users would.
+func (g *liveGuest) probes() {
+	t := g.t
+	t.Helper()
+	ctx := t.Context()
+	if said, err := g.site.Probe.Said(ctx, g.def.ID); err != nil || !strings.Contains(string(said), "NET-DONE") {
+		t.Errorf("the console has said %d bytes, %v", len(said), err)
+	}
+	if err := g.site.Probe.Ping(ctx, g.def.ID); !errors.Is(err, provider.ErrNoWay) {
+		t.Errorf("ping: %v, want ErrNoWay", err)
+	}
+	if err := g.site.Probe.Dial(ctx, g.def.ID, 7777); err == nil {
+		t.Error("a port of a guest without a network accepts a connection")
+	}
+	g.sh("for j in 0 1; do ip addr flush dev eth$j; ip link set eth$j down; done; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; echo UP-AGAIN >/dev/ttyS0; while true; do nc -l -p 7777 </dev/null >/dev/null; done")
+	eventually(t, "the network is up again", g.said("UP-AGAIN"))
+	var err error
+	eventually(t, "the open port accepts a connection", func() bool {
+		err = g.site.Probe.Dial(ctx, g.def.ID, 7777)
+		return err == nil
+	})
+	if err := g.site.Probe.Dial(ctx, g.def.ID, 7778); err == nil || !strings.Contains(err.Error(), "refuses") {
+		t.Errorf("a port where nobody listens: %v", err)
+	}
+	for name, err := range map[string]error{"Dial": g.site.Probe.Dial(ctx, "nobody", 1), "Said": func() error { _, err := g.site.Probe.Said(ctx, "nobody"); return err }()} {
+		if !errors.Is(err, provider.ErrNotFound) {
+			t.Errorf("%s of an unknown machine: %v", name, err)
+		}
+	}
 }
 
 // freezes freezes a guest that writes all the time.

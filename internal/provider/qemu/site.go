@@ -59,7 +59,7 @@ func Open(_ context.Context, settings json.RawMessage) (*provider.Site, error) {
 	}
 	sv := &site{dir: dir}
 	return &provider.Site{
-		Inventory: sv, Source: sv, Target: sv, Power: power{sv}, Replica: sv, Agent: sv, Console: sv,
+		Inventory: sv, Source: sv, Target: sv, Power: power{sv}, Replica: sv, Agent: sv, Console: sv, Probe: probe{sv},
 		Close: func() error { return nil },
 	}, nil
 }

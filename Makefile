@@ -3,7 +3,7 @@
 #
 #   make demo              two sites on this machine: protect, lose, recover
 #   make demo-loop N=20    the demonstration N times, stopping at no failure
-#   make lifecycle N=5     out and home again with a real guest, N times
+#   make lifecycle N=5     out and home again with a real guest, N times, plain and with PostgreSQL
 #   make test              vet, archtest, all tests, whole-system tests included
 #   make build             bin/holdfast
 #   make lint              vet and archtest alone
@@ -56,7 +56,7 @@ lint:
 
 lifecycle:
 	@$(READY)
-	HOLDFAST_SYSTEST=1 go test -count=$(N) -timeout 120m -run '^TestLifecycle$$' -v ./internal/systest
+	HOLDFAST_SYSTEST=1 go test -count=$(N) -timeout 120m -run '^TestLifecycle(Postgres)?$$' -v ./internal/systest
 
 test:
 	@$(READY)

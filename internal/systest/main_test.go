@@ -3,6 +3,7 @@ package systest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -61,6 +62,7 @@ type worldOptions struct {
 	second      int64  // bytes of a second, raw disk
 	vaultSize   string // the vault is a file system of so much, which only the server and its gateway see; needs root
 	cmdline     string // of the guest's kernel
+	postgres    bool   // the guest's load is PostgreSQL
 }
 
 // newWorld builds a guest, starts it, and starts the server.
@@ -95,8 +97,10 @@ func newWorld(t *testing.T, o worldOptions) *world {
 	w := &world{Lab: l, t: t, format: o.format, disk: filepath.Join(l.Primary, machine+"."+o.format), extra: filepath.Join(l.Primary, "test.qmp")}
 	t.Cleanup(func() { w.close(&log) })
 	ctx := t.Context()
-	opts := guest.Options{Path: w.disk, SizeMB: o.sizeMB, Format: o.format, Cmdline: o.cmdline}
-	if err := guest.Build(ctx, opts); err != nil {
+	opts := guest.Options{Path: w.disk, SizeMB: o.sizeMB, Format: o.format, Cmdline: o.cmdline, Postgres: o.postgres}
+	if err := guest.Build(ctx, opts); errors.Is(err, guest.ErrUnsupported) {
+		t.Skip(err)
+	} else if err != nil {
 		t.Fatal(err)
 	}
 	if o.sparseGB > 0 {

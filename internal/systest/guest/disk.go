@@ -35,7 +35,7 @@ func makeParts(ctx context.Context, o Options, dir string) error {
 	if err != nil {
 		return err
 	}
-	kernel, unpack, err := f.download(ctx)
+	kernel, err := f.download(ctx)
 	if err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func makeParts(ctx context.Context, o Options, dir string) error {
 		if err := os.MkdirAll(into, 0o755); err != nil {
 			return err
 		}
-		if err := unpack(into, names); err != nil {
+		if err := f.unpack(ctx, into, names); err != nil {
 			return err
 		}
 	}

@@ -41,6 +41,10 @@ type Options struct {
 	// RootMB is the size of the partition. Zero takes the whole disk, but at
 	// most 512 MiB: the rest of a larger disk stays unused.
 	RootMB int
+	// Postgres has PostgreSQL with pgbench write, in place of the writer; see
+	// files/postgres-load.sh. The disk needs 640 MiB at least, its partition all of
+	// them but one, and who builds it must be root.
+	Postgres bool
 	// CacheDir keeps downloaded packages and what was made of them, for the
 	// next guest. Empty is .cache/holdfast/guest in the home directory.
 	CacheDir string
@@ -58,7 +62,9 @@ func (o Options) withDefaults() (Options, error) {
 		o.SizeMB = 256
 	}
 	if o.RootMB == 0 {
-		o.RootMB = min(o.SizeMB-1, 512)
+		if o.RootMB = min(o.SizeMB-1, 512); o.Postgres {
+			o.RootMB = o.SizeMB - 1
+		}
 	}
 	if o.Format == "" {
 		o.Format = FormatRaw

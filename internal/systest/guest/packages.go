@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -57,6 +58,13 @@ func prepare(ctx context.Context, o Options) (parts, root string, err error) {
 	root = filepath.Join(o.CacheDir, "root-"+digest(writer, []byte(guestInit), []byte(grubConfig), []byte(parts)))
 	if err := once(root, func(dir string) error { return makeRoot(dir, parts, writer, grubConfig) }); err != nil {
 		return "", "", err
+	}
+	if o.Postgres {
+		plain := root
+		root = filepath.Join(o.CacheDir, "root-postgres-"+digest([]byte(filepath.Base(plain)), []byte(postgresLoad), []byte(fmt.Sprint(postgresPackages))))
+		if err := once(root, func(dir string) error { return makePostgres(ctx, o, dir, plain) }); err != nil {
+			return "", "", err
+		}
 	}
 	return parts, root, forget(o.CacheDir, root, time.Now())
 }
@@ -206,47 +214,56 @@ func (f *fetcher) kernel(ctx context.Context) (string, error) {
 }
 
 // download gets every package that the guest needs and returns the kernel's
-// name and a function that unpacks a list of them into a directory.
-func (f *fetcher) download(ctx context.Context) (kernel string, unpack func(dir string, names []string) error, err error) {
-	get := func() error {
-		var all []string
-		if kernel, err = f.kernel(ctx); err != nil {
-			return err
+// name.
+func (f *fetcher) download(ctx context.Context) (kernel string, err error) {
+	err = f.get(ctx, func() ([]string, error) {
+		kernel, err = f.kernel(ctx)
+		return append([]string{kernel}, slices.Concat(kernelPackages, grubPackages, rootPackages)...), err
+	})
+	return kernel, err
+}
+
+// get downloads packages, at a second try with package lists of its own.
+func (f *fetcher) get(ctx context.Context, list func() ([]string, error)) error {
+	once := func() error {
+		names, err := list()
+		if err == nil {
+			names, err = f.resolve(ctx, names)
 		}
-		for _, list := range [][]string{kernelPackages, grubPackages, rootPackages} {
-			names, err := f.resolve(ctx, list)
-			if err != nil {
-				return err
-			}
-			all = append(all, names...)
-		}
-		f.o.Logger.Info("downloading the guest's packages", "kernel", kernel)
-		return f.apt(ctx, "apt-get", append([]string{"-q", "download", kernel}, all...)...)
-	}
-	if err = get(); err != nil {
-		first := err
-		if err = f.ownLists(ctx); err == nil {
-			err = get()
-		}
-		if err != nil {
-			return "", nil, fmt.Errorf("get the guest's packages: %w (at first: %w)", err, first)
-		}
-	}
-	unpack = func(dir string, names []string) error {
-		names, err := f.resolve(ctx, names)
 		if err != nil {
 			return err
 		}
-		for _, name := range names {
-			debs, err := filepath.Glob(filepath.Join(f.debs, name+"_*.deb"))
-			if err != nil || len(debs) == 0 {
-				return fmt.Errorf("package %s was not downloaded: %w", name, errors.Join(err, os.ErrNotExist))
-			}
-			if err := tool(ctx, dir, "dpkg-deb", "-x", debs[len(debs)-1], dir); err != nil {
-				return err
-			}
-		}
+		f.o.Logger.Info("downloading the guest's packages", "packages", len(names))
+		return f.apt(ctx, "apt-get", append([]string{"-q", "download"}, names...)...)
+	}
+	first := once()
+	if first == nil {
 		return nil
 	}
-	return kernel, unpack, nil
+	err := f.ownLists(ctx)
+	if err == nil {
+		err = once()
+	}
+	if err != nil {
+		return fmt.Errorf("get the guest's packages: %w (at first: %w)", err, first)
+	}
+	return nil
+}
+
+// unpack unpacks packages that were downloaded into a directory.
+func (f *fetcher) unpack(ctx context.Context, dir string, names []string) error {
+	names, err := f.resolve(ctx, names)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		debs, err := filepath.Glob(filepath.Join(f.debs, name+"_*.deb"))
+		if err != nil || len(debs) == 0 {
+			return fmt.Errorf("package %s was not downloaded: %w", name, errors.Join(err, os.ErrNotExist))
+		}
+		if err := tool(ctx, dir, "dpkg-deb", "-x", debs[len(debs)-1], dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -16,6 +16,10 @@ mount -t tmpfs t /dev/shm
 mount -t devpts p /dev/pts
 mount -o remount,rw,noatime /
 ip link set lo up
+# The load: records by the writer, or what the disk was built with.
+load=/load
+[ -x $load ] || load=stopped_writer
+stopped_writer() { if [ "$1" = stop ]; then killall -9 writer; else writer "$@"; fi; }
 up() { cut -d' ' -f1 /proc/uptime; }
 options="$(cat /proc/cmdline /sys/firmware/qemu_fw_cfg/by_name/opt/org.holdfast.guest/raw /data/options 2>/dev/null | tr '\n\0' '  ')"
 echo "GUEST-UP $(up)"
@@ -37,10 +41,10 @@ done
 # The power button.
 for e in /dev/input/event*; do
 	[ -c "$e" ] || continue
-	{ dd if=$e of=/dev/null bs=24 count=1 2>/dev/null && { echo GUEST-OFF; killall -9 writer; sync; mount -o remount,ro /; poweroff -f; }; } &
+	{ dd if=$e of=/dev/null bs=24 count=1 2>/dev/null && { echo GUEST-OFF; $load stop; sync; mount -o remount,ro /; poweroff -f; }; } &
 done
-writer verify
-[ -n "$nowriter" ] || writer write -rate "$rate" &
+$load verify
+[ -n "$nowriter" ] || $load write -rate "$rate" &
 echo "GUEST-READY $(up)"
 if [ -n "$run" ]; then
 	writer $run

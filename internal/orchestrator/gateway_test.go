@@ -23,6 +23,7 @@ type fakeGateway struct {
 	down   error // what every call returns
 	hang   bool  // every call waits for its context
 	lag    bool  // nothing comes into the vault but by Point
+	copies bool  // the first copy goes on and on
 	puts   int
 }
 
@@ -175,7 +176,7 @@ func (g *fakeGateway) Status(ctx context.Context, item string) (gateway.Status, 
 	if r == nil {
 		return gateway.Status{}, gateway.ErrUnknownOrder
 	}
-	return gateway.Status{Item: item, Mode: string(holdfast.ModeContinuous), Consistent: true, Timeline: r.order.Timeline, AsOf: time.Now()}, nil
+	return gateway.Status{Item: item, Mode: string(holdfast.ModeContinuous), Consistent: !g.copies, Timeline: r.order.Timeline, AsOf: time.Now()}, nil
 }
 
 // Point makes a recovery point, in the vault.

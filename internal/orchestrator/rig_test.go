@@ -43,6 +43,7 @@ type rig struct {
 	db, scripts       string
 	confirm           error
 	ticks             atomic.Int64
+	gate              gate
 
 	*orchestrator.Orchestrator
 	views *memViews
@@ -157,7 +158,7 @@ func (r *rig) start(hook func(string, job.Job) error) {
 	}
 	r.views = &memViews{images: map[string]block.Image{}}
 	r.Orchestrator, err = orchestrator.New(orchestrator.Options{
-		Store: db, Jobs: db, Vault: r.vault, VaultRef: gateway.VaultRef{Directory: "/v", Key: "k"}, Views: r.views, Pictures: &memPictures{}, Scripts: r.scripts,
+		Store: gatedStore{db, &r.gate}, Jobs: db, Vault: r.vault, VaultRef: gateway.VaultRef{Directory: "/v", Key: "k"}, Views: r.views, Pictures: &memPictures{}, Scripts: r.scripts,
 		Gateway: func(string) (orchestrator.Gateway, error) { return r.gw, nil }, Observe: 5 * time.Millisecond, JobHook: hook, Now: r.now,
 		Confirm: func(context.Context) error { return r.confirm },
 		OpenSite: func(_ context.Context, name string, _ json.RawMessage) (*provider.Site, error) {

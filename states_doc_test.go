@@ -89,8 +89,20 @@ func statesDocument() string {
 		p("| `%s` | %s | %s | %s | %s |", tr.From, tr.Operation, tr.Outcome, dir, to)
 	}
 	p("")
-	p("While a job works on an item, everything but cancel is refused; while there is a test failover, everything but its")
-	p("clean-up. A failover of any kind, a test and a change of point need a recovery point; a failback needs a healthy item.")
+	p("## What is allowed")
+	p("")
+	p("For a healthy item with a recovery point and without a test failover; where a job works, while it does.")
+	p("")
+	p("| state | operations |")
+	p("| --- | --- |")
+	for _, s := range holdfast.States() {
+		p("| `%s` | %s |", s, strings.Join(allowed(s), ", "))
+	}
+	p("")
+	p("While a job works on the item in a state that it can stay in, everything but cancel is refused, and what has to do")
+	p("with test failovers. While there is a test failover, clean_up is allowed and disable is not; it stands in the way of")
+	p("nothing else. A failover of any kind, a test and a change of point need a recovery point; a failback needs a healthy")
+	p("item.")
 	p("")
 	p("## Operations")
 	p("")
@@ -116,6 +128,35 @@ func statesDocument() string {
 		}
 	}
 	return b.String()
+}
+
+// allowed returns what can be asked for in a state. On an item in a state that
+// ends by itself a job works.
+func allowed(s holdfast.State) []string {
+	var all []string
+	for _, op := range holdfast.Operations() {
+		in := func(d holdfast.Direction) bool {
+			it := itemIn(s, d)
+			if slices.ContainsFunc(holdfast.Transitions(), func(tr holdfast.Transition) bool {
+				return tr.From == s && tr.Outcome == holdfast.OutcomeSucceeded
+			}) {
+				it = withJob(it)
+			}
+			return it.Check(op) == nil
+		}
+		switch f, r := in(holdfast.Forward), in(holdfast.Reverse); {
+		case f && r:
+			all = append(all, fmt.Sprintf("`%s`", op))
+		case f:
+			all = append(all, fmt.Sprintf("`%s` (%s)", op, holdfast.Forward))
+		case r:
+			all = append(all, fmt.Sprintf("`%s` (%s)", op, holdfast.Reverse))
+		}
+	}
+	if len(all) == 0 {
+		return []string{"none"}
+	}
+	return all
 }
 
 // edges returns the lines of the diagram: one for each pair of states.

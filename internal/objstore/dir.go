@@ -37,11 +37,13 @@ type dirStore struct {
 	id   string // no other opening of a store has it
 
 	// mu guards seq, by which temporary names differ; dirs, which were seen to be
-	// there; and swept: whether stale temporary files were removed.
-	mu    sync.Mutex
-	seq   uint64
-	dirs  map[string]bool
-	swept bool
+	// there; swept: whether stale temporary files were removed; and the anchor.
+	mu     sync.Mutex
+	seq    uint64
+	dirs   map[string]bool
+	swept  bool
+	anchor string
+	same   func([]byte) bool
 }
 
 // NewDir returns the store in a directory, which must exist, and is never made:
@@ -84,6 +86,9 @@ func (d *dirStore) temp(ctx context.Context, name string, data []byte) (string, 
 	}
 	if len(data) > MaxObjectSize {
 		return "", fmt.Errorf("%d bytes, the limit is %d", len(data), MaxObjectSize)
+	}
+	if err := d.checkRoot(); err != nil {
+		return "", err
 	}
 	for _, dir := range []string{path.Join(d.root, tempDir), path.Dir(d.file(name))} {
 		if err := d.makeDir(dir); err != nil {
@@ -141,9 +146,6 @@ func (d *dirStore) makeDir(dir string) error {
 	if seen {
 		return nil
 	}
-	if err := d.checkRoot(); err != nil {
-		return err
-	}
 	if _, err := d.fs.Stat(dir); err != nil {
 		if err := d.fs.MkdirAll(dir); err != nil {
 			return err
@@ -172,9 +174,28 @@ func (d *dirStore) forget(err error) error {
 	return err
 }
 
+// Anchor names an object by which the store is known.
+func (d *dirStore) Anchor(name string, same func([]byte) bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.anchor, d.same = name, same
+}
+
 // checkRoot says whether the store itself is there.
 func (d *dirStore) checkRoot() error {
-	_, err := d.fs.Stat(d.root)
+	if _, err := d.fs.Stat(d.root); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	anchor, same := d.anchor, d.same
+	d.mu.Unlock()
+	if anchor == "" {
+		return nil
+	}
+	b, err := d.read(anchor, 0, MaxObjectSize)
+	if absent(err) || err == nil && !same(b) {
+		return fmt.Errorf("%w: %s has no object %s of it; is its file system mounted?", ErrGone, d.root, anchor)
+	}
 	return err
 }
 
@@ -188,6 +209,9 @@ func (d *dirStore) Put(ctx context.Context, name string, data []byte) error {
 	}
 	if err == nil {
 		err = d.fs.SyncDir(path.Dir(d.file(name)))
+	}
+	if err == nil {
+		err = d.checkRoot() // it may have gone meanwhile
 	}
 	return wrap("put", name, d.forget(err))
 }
@@ -206,6 +230,9 @@ func (d *dirStore) PutIfAbsent(ctx context.Context, name string, data []byte) er
 	if err == nil {
 		// Also for the loser: what it then reads must not vanish in a crash.
 		err = d.fs.SyncDir(path.Dir(d.file(name)))
+	}
+	if err == nil {
+		err = d.checkRoot() // it may have gone meanwhile
 	}
 	// The object is what counts: a temporary file that stays is swept one day.
 	if rerr := d.fs.Remove(temp); err != nil {
@@ -324,8 +351,8 @@ func (d *dirStore) List(ctx context.Context, prefix, after string) ([]Entry, err
 	}
 	l := lister{d: d, prefix: prefix, after: after}
 	err := l.walk(ctx, dir)
-	if absent(err) && dir != "" {
-		err = d.checkRoot()
+	if absent(err) && dir != "" || err == nil {
+		err = d.checkRoot() // a store that is not there must not look like an empty one
 	}
 	slices.SortFunc(l.out, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
 	return l.out, wrap("list", prefix, err)
@@ -385,6 +412,9 @@ func (d *dirStore) Delete(ctx context.Context, name string) error {
 	if err := errors.Join(ctx.Err(), checkName(name)); err != nil {
 		return wrap("delete", name, err)
 	}
+	if err := d.checkRoot(); err != nil {
+		return wrap("delete", name, err)
+	}
 	err := d.fs.Remove(d.file(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return wrap("delete", name, d.checkRoot())
@@ -409,4 +439,7 @@ func wrap(op, name string, err error) error {
 	return fmt.Errorf("%s object %s: %w", op, name, err)
 }
 
-var _ Store = (*dirStore)(nil)
+var (
+	_ Store    = (*dirStore)(nil)
+	_ Anchorer = (*dirStore)(nil)
+)

@@ -286,3 +286,68 @@ func checkCrashed(t *testing.T, at int, a acknowledged, s objstore.Store) {
 		t.Errorf("crash before change %d: put afterwards: %v", at, err)
 	}
 }
+
+// TestAnchor takes a store's file system away, so that an empty directory is in
+// its place, and then another store: nothing is written there, and nothing there
+// passes for what the store has.
+func TestAnchor(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	base := t.TempDir()
+	root, away := filepath.Join(base, "vault"), filepath.Join(base, "away")
+	if err := os.Mkdir(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s, err := objstore.NewDir(vfs.OS, root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.Put(ctx, "vault", []byte("mine")), s.Put(ctx, "a/b", []byte("x"))); err != nil {
+		t.Fatal(err)
+	}
+	s.(objstore.Anchorer).Anchor("vault", func(b []byte) bool { return string(b) == "mine" })
+	calls := map[string]func() error{
+		"Put":            func() error { return s.Put(ctx, "a/c", []byte("y")) },
+		"PutIfAbsent":    func() error { return s.PutIfAbsent(ctx, "a/d", []byte("y")) },
+		"CompareAndSwap": func() error { _, err := s.CompareAndSwap(ctx, "a/e", []byte("y"), ""); return err },
+		"Get":            func() error { _, _, err := s.Get(ctx, "a/b"); return err },
+		"List":           func() error { _, err := s.List(ctx, "a/", ""); return err },
+		"List all":       func() error { _, err := s.List(ctx, "", ""); return err },
+		"Delete":         func() error { return s.Delete(ctx, "a/b") },
+	}
+	if err := os.Rename(root, away); err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range []string{"", "another's"} {
+		if err := os.Mkdir(root, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if other != "" {
+			if err := os.WriteFile(filepath.Join(root, "vault"), []byte(other), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for name, call := range calls {
+			for range 3 { // the first failure may change what is remembered
+				if err := call(); !errors.Is(err, objstore.ErrGone) {
+					t.Errorf("%s where there is %q: %v, want ErrGone", name, other, err)
+				}
+			}
+		}
+		found, err := filepath.Glob(filepath.Join(root, "*"))
+		if err != nil || len(found) > len(other) {
+			t.Errorf("there is %v now, %v", found, err)
+		}
+		if err := os.RemoveAll(root); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Rename(away, root); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"Put", "PutIfAbsent", "CompareAndSwap", "Get", "List", "Delete"} {
+		if err := calls[name](); err != nil {
+			t.Errorf("%s when it is back: %v", name, err)
+		}
+	}
+}

@@ -20,6 +20,8 @@ var (
 	ErrExists = errors.New("object exists already")
 	// ErrChanged says that CompareAndSwap found another version.
 	ErrChanged = errors.New("object was changed by someone else")
+	// ErrGone says that the store is not there any more; see Anchorer.
+	ErrGone = errors.New("the store is not the one that was opened")
 )
 
 // Store holds named, immutable or atomically replaced objects. Names are
@@ -47,6 +49,17 @@ type Store interface {
 	List(ctx context.Context, prefix, after string) ([]Entry, error)
 	// Delete removes an object; it is no error if there is none.
 	Delete(ctx context.Context, name string) error
+}
+
+// Anchorer is a store from under which its place can be taken away, and with it
+// all objects: a directory whose file system is unmounted, where an empty one
+// appears. What is written then is lost, and what is there looks as if it had
+// never been.
+type Anchorer interface {
+	// Anchor names an object by which the store is known. From then on writes,
+	// listings, and readings of objects that are not there fail with ErrGone
+	// unless the object is there and same is true of what it has.
+	Anchor(name string, same func(data []byte) bool)
 }
 
 // Entry is one object in a listing.

@@ -179,8 +179,19 @@ func Open(ctx context.Context, store objstore.Store, key Key, o Options) (*Vault
 	if err != nil {
 		return nil, fmt.Errorf("open vault: %w", err)
 	}
+	if a, ok := store.(objstore.Anchorer); ok {
+		a.Anchor(descriptorName, v.isOurs)
+	}
 	v.codec, err = segment.NewCodec()
 	return v, err
+}
+
+// isOurs says whether a descriptor is this vault's. One that is damaged may be:
+// that is for verify to find.
+func (v *Vault) isOurs(b []byte) bool {
+	var d descriptor
+	body, _, err := splitDocument(descriptorName, b)
+	return err != nil || json.Unmarshal(body, &d) != nil || d.ID == v.desc.ID
 }
 
 // read takes the vault's descriptor, which holds the key of its own checksum.

@@ -61,7 +61,7 @@ func prepare(ctx context.Context, o Options) (parts, root string, err error) {
 	}
 	if o.Postgres {
 		plain := root
-		root = filepath.Join(o.CacheDir, "root-postgres-"+digest([]byte(filepath.Base(plain)), []byte(postgresLoad), []byte(fmt.Sprint(postgresPackages))))
+		root = filepath.Join(o.CacheDir, "root-postgres-"+digest([]byte(filepath.Base(plain)), postgresLoad, postgresRecipe))
 		if err := once(root, func(dir string) error { return makePostgres(ctx, o, dir, plain) }); err != nil {
 			return "", "", err
 		}

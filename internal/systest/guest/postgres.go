@@ -10,7 +10,12 @@ import (
 )
 
 //go:embed files/postgres-load.sh
-var postgresLoad string
+var postgresLoad []byte
+
+// postgresRecipe is this file: a tree made by another one is made anew.
+//
+//go:embed postgres.go
+var postgresRecipe []byte
 
 // postgresPackages are PostgreSQL of Debian 12 and what its programs link with,
 // but for LLVM: nothing is compiled at run time.
@@ -60,7 +65,7 @@ func makePostgres(ctx context.Context, o Options, dir, plain string) error {
 		}
 	}
 	err = errors.Join(
-		os.WriteFile(filepath.Join(dir, "load"), []byte(postgresLoad), 0o755),
+		os.WriteFile(filepath.Join(dir, "load"), postgresLoad, 0o755),
 		os.WriteFile(filepath.Join(dir, "etc/passwd"), fmt.Appendf(nil, "root:x:0:0::/:/bin/sh\npostgres:x:%[1]d:%[1]d::/data:/bin/sh\n", postgresUser), 0o644),
 		os.WriteFile(filepath.Join(dir, "etc/group"), fmt.Appendf(nil, "root:x:0:\npostgres:x:%d:\n", postgresUser), 0o644),
 		os.Chown(filepath.Join(dir, "data"), postgresUser, postgresUser),
@@ -80,7 +85,7 @@ func makeCluster(ctx context.Context, dir string) error {
 	}
 	null := filepath.Join(dir, "dev/null")
 	if err := tool(ctx, dir, "mknod", "-m", "666", null, "c", "1", "3"); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrUnsupported, err) // a container's root may not
 	}
 	in := func(args ...string) error {
 		return tool(ctx, dir, "chroot", append([]string{fmt.Sprintf("--userspec=%[1]d:%[1]d", postgresUser), dir, "/bin/busybox", "env", "-i", "PATH=/usr/bin:/bin", "HOME=/data", "PGHOST=/run"}, args...)...)

@@ -117,15 +117,15 @@ func (c *Orchestrator) startFailover(ctx context.Context, idOrName string, ifVer
 	}
 	in = completeFailover(it, in)
 	in.RequestedAt, in.Handle = c.now(), newID("rec")
-	status := it.Status
+	status, before := it.Status, it.State
 	if it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
-		i.Status = status
+		i.Status, before = status, i.State
 		return i.Apply(in.Operation)
 	}); err != nil {
 		return api.Job{}, err
 	}
 	kind := string(in.Operation)
-	return c.submit(ctx, kind, it, in, in.Operation)
+	return c.submit(ctx, kind, it, before, in, in.Operation)
 }
 
 // completeFailover fills in what was not said.

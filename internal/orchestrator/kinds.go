@@ -69,13 +69,14 @@ func (c *Orchestrator) DisableItem(ctx context.Context, idOrName string, req api
 		return api.Job{}, &holdfast.Error{Kind: holdfast.KindNotAllowed, Op: "disable protection", Thing: it.Name,
 			Cause: "its recovered machine still reads from the vault", Hint: "Wait until its hydrate job has ended"}
 	}
+	before := it.State
 	if it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
-		i.Status = c.lastObserved(i.ID).status
+		i.Status, before = c.lastObserved(i.ID).status, i.State
 		return i.Apply(holdfast.OpDisable)
 	}); err != nil {
 		return api.Job{}, err
 	}
-	return c.submit(ctx, kindDisable, it, disableInput{Item: it.ID}, holdfast.OpDisable)
+	return c.submit(ctx, kindDisable, it, before, disableInput{Item: it.ID}, holdfast.OpDisable)
 }
 
 func (c *Orchestrator) disableKind() job.Kind {

@@ -100,14 +100,15 @@ func (c *Orchestrator) start(ctx context.Context, idOrName string, ifVersion int
 		return api.Job{}, err
 	}
 	status := c.observe(ctx, it).status
+	before := it.State
 	if it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
-		i.Status = status
+		i.Status, before = status, i.State
 		return i.Apply(op)
 	}); err != nil {
 		return api.Job{}, err
 	}
 	in.Item = it.ID
-	return c.submit(ctx, string(op), it, in, op)
+	return c.submit(ctx, string(op), it, before, in, op)
 }
 
 // Commit starts the job that makes a failover final.

@@ -65,7 +65,7 @@ func (c *Orchestrator) ProtectMachine(ctx context.Context, req api.Protect) (api
 	if it, err = c.recordItem(ctx, it); err != nil {
 		return api.Job{}, err
 	}
-	return c.submit(ctx, kindProtect, it, itemInput{Item: it.ID}, holdfast.OpEnable)
+	return c.submit(ctx, kindProtect, it, it.State, itemInput{Item: it.ID}, holdfast.OpEnable)
 }
 
 // findMachine finds a machine at its site.
@@ -158,15 +158,28 @@ func (c *Orchestrator) recordItem(ctx context.Context, it holdfast.Item) (holdfa
 	return c.opts.Store.CreateItem(ctx, it)
 }
 
-// submit starts a job on an item; the operation has been applied to it.
-func (c *Orchestrator) submit(ctx context.Context, kind string, it holdfast.Item, input any, op holdfast.Operation) (api.Job, error) {
+// submit starts a job on an item; the operation has been applied to it, which
+// was in the state before. If the job cannot be started, the item is as it was:
+// it must not wait for a job that is not there.
+func (c *Orchestrator) submit(ctx context.Context, kind string, it holdfast.Item, before holdfast.State, input any, op holdfast.Operation) (api.Job, error) {
 	j, err := c.engine.Submit(ctx, kind, it.ID, input)
-	if err != nil {
-		// The item must not wait for a job that is not there.
-		err = fmt.Errorf("start to %s item %s: %w", op, it.Name, err)
-		return api.Job{}, errors.Join(err, c.settleItem(context.WithoutCancel(ctx), it))
+	if err == nil {
+		return c.apiJob(ctx, j), nil
 	}
-	return c.apiJob(ctx, j), nil
+	ctx = context.WithoutCancel(ctx)
+	if !errors.Is(err, job.ErrBusy) {
+		err = fmt.Errorf("start to %s item %s: %w", op, it.Name, err)
+		return api.Job{}, errors.Join(err, c.settleItem(ctx, it))
+	}
+	// A job was asked for a moment ago, and has not begun to work on the item.
+	_, reverted := c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
+		if i.State == it.State {
+			i.State = before
+		}
+		return i, nil
+	})
+	return api.Job{}, errors.Join(&holdfast.Error{Kind: holdfast.KindNotAllowed, Op: string(op), Thing: it.Name, Cause: "another job of it has not ended", Err: err,
+		Hint: "Wait until its job has ended; watch it with holdfast job watch"}, reverted)
 }
 
 func (c *Orchestrator) protectKind() job.Kind {

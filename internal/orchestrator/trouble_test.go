@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/api"
 	"github.com/holdfast-dr/holdfast/internal/job"
 	"github.com/holdfast-dr/holdfast/internal/provider"
@@ -50,6 +51,47 @@ func TestSiteLost(t *testing.T) {
 	r.eventually("the source is guarded", func() bool { r.item(); return r.primary.Guards()["m1"] != "" })
 	if err := r.primary.Site().Power.Start(t.Context(), "m1"); !errors.Is(err, provider.ErrGuarded) {
 		t.Errorf("start of the guarded source: %v", err)
+	}
+}
+
+// TestQueued asks for operations right after another was asked for, whose job may
+// not have begun: each is done or refused, and the item waits for nothing.
+func TestQueued(t *testing.T) {
+	t.Parallel()
+	refused := 0
+	for n := range 12 {
+		inBubble(t, fmt.Sprint(n), func(t *testing.T) {
+			r := newRig(t)
+			r.write(0, 1)
+			r.protect()
+			j, err := r.Resync(t.Context(), machine, api.Resync{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			asked := []func() (api.Job, error){
+				func() (api.Job, error) {
+					return r.FailoverItem(t.Context(), machine, api.Failover{Option: "latest"})
+				},
+				func() (api.Job, error) { return r.DisableItem(t.Context(), machine, api.Disable{}) },
+				func() (api.Job, error) { return r.Resync(t.Context(), machine, api.Resync{}) },
+			}[n%3]
+			second, err := asked()
+			if err != nil {
+				refused++
+				if holdfast.KindOf(err) != holdfast.KindNotAllowed || holdfast.HintOf(err) == "" {
+					t.Errorf("%v, want not allowed, and a hint", err)
+				}
+				r.done(j, nil)
+				r.idle()
+				r.isIn("protected")
+				r.done(asked())
+				return
+			}
+			r.done(second, nil)
+		})
+	}
+	if refused == 0 {
+		t.Error("nothing was refused, so nothing is tested")
 	}
 }
 

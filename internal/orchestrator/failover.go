@@ -124,8 +124,7 @@ func (c *Orchestrator) startFailover(ctx context.Context, idOrName string, ifVer
 	}); err != nil {
 		return api.Job{}, err
 	}
-	kind := string(in.Operation)
-	return c.submit(ctx, kind, it, before, in, in.Operation)
+	return c.submit(ctx, it, submission{string(in.Operation), in.Operation, before, in})
 }
 
 // completeFailover fills in what was not said.

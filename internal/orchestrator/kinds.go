@@ -76,7 +76,7 @@ func (c *Orchestrator) DisableItem(ctx context.Context, idOrName string, req api
 	}); err != nil {
 		return api.Job{}, err
 	}
-	return c.submit(ctx, kindDisable, it, before, disableInput{Item: it.ID}, holdfast.OpDisable)
+	return c.submit(ctx, it, submission{kindDisable, holdfast.OpDisable, before, disableInput{Item: it.ID}})
 }
 
 func (c *Orchestrator) disableKind() job.Kind {

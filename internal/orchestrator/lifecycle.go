@@ -108,7 +108,7 @@ func (c *Orchestrator) start(ctx context.Context, idOrName string, ifVersion int
 		return api.Job{}, err
 	}
 	in.Item = it.ID
-	return c.submit(ctx, string(op), it, before, in, op)
+	return c.submit(ctx, it, submission{string(op), op, before, in})
 }
 
 // Commit starts the job that makes a failover final.

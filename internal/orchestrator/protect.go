@@ -65,7 +65,7 @@ func (c *Orchestrator) ProtectMachine(ctx context.Context, req api.Protect) (api
 	if it, err = c.recordItem(ctx, it); err != nil {
 		return api.Job{}, err
 	}
-	return c.submit(ctx, kindProtect, it, it.State, itemInput{Item: it.ID}, holdfast.OpEnable)
+	return c.submit(ctx, it, submission{kindProtect, holdfast.OpEnable, it.State, itemInput{Item: it.ID}})
 }
 
 // findMachine finds a machine at its site.
@@ -158,27 +158,34 @@ func (c *Orchestrator) recordItem(ctx context.Context, it holdfast.Item) (holdfa
 	return c.opts.Store.CreateItem(ctx, it)
 }
 
-// submit starts a job on an item; the operation has been applied to it, which
-// was in the state before. If the job cannot be started, the item is as it was:
-// it must not wait for a job that is not there.
-func (c *Orchestrator) submit(ctx context.Context, kind string, it holdfast.Item, before holdfast.State, input any, op holdfast.Operation) (api.Job, error) {
-	j, err := c.engine.Submit(ctx, kind, it.ID, input)
+// submission is a job that is to be started for an operation.
+type submission struct {
+	kind   string
+	op     holdfast.Operation
+	before holdfast.State // of the item, which the operation has been applied to
+	input  any
+}
+
+// submit starts a job on an item. If that cannot be, the item is as it was: it
+// must not wait for a job that is not there.
+func (c *Orchestrator) submit(ctx context.Context, it holdfast.Item, s submission) (api.Job, error) {
+	j, err := c.engine.Submit(ctx, s.kind, it.ID, s.input)
 	if err == nil {
 		return c.apiJob(ctx, j), nil
 	}
 	ctx = context.WithoutCancel(ctx)
 	if !errors.Is(err, job.ErrBusy) {
-		err = fmt.Errorf("start to %s item %s: %w", op, it.Name, err)
+		err = fmt.Errorf("start to %s item %s: %w", s.op, it.Name, err)
 		return api.Job{}, errors.Join(err, c.settleItem(ctx, it))
 	}
 	// A job was asked for a moment ago, and has not begun to work on the item.
 	_, reverted := c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
 		if i.State == it.State {
-			i.State = before
+			i.State = s.before
 		}
 		return i, nil
 	})
-	return api.Job{}, errors.Join(&holdfast.Error{Kind: holdfast.KindNotAllowed, Op: string(op), Thing: it.Name, Cause: "another job of it has not ended", Err: err,
+	return api.Job{}, errors.Join(&holdfast.Error{Kind: holdfast.KindNotAllowed, Op: string(s.op), Thing: it.Name, Cause: "another job of it has not ended", Err: err,
 		Hint: "Wait until its job has ended; watch it with holdfast job watch"}, reverted)
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/auth"
 	"github.com/holdfast-dr/holdfast/internal/cli"
 	"github.com/holdfast-dr/holdfast/internal/httpd"
+	"github.com/holdfast-dr/holdfast/internal/orchestrator"
 )
 
 const itemPath = "/v1/items/" + machine
@@ -25,38 +26,66 @@ const itemPath = "/v1/items/" + machine
 // rest is a rig behind the real interface.
 type rest struct {
 	*rig
-	handler http.Handler
-	tokens  map[auth.Role]string
+	*door
 	release func() // lets a job go on that is held; nil: none is
 }
 
+// door is the interface with tokens. Making one takes as long as a failover, so
+// they are used again.
+type door struct {
+	present *present
+	handler http.Handler
+	tokens  map[auth.Role]string
+}
+
+// present is the server of the moment.
+type present struct{ *orchestrator.Orchestrator }
+
+var doors sync.Pool
+
+// newRest is for a bubble.
 func newRest(t *testing.T) *rest {
 	t.Helper()
-	s := &rest{rig: newRig(t)}
+	return restOn(bubbleRig(t))
+}
+
+func restOn(r *rig) *rest {
+	t := r.t
+	t.Helper()
+	s := &rest{rig: r}
+	if d, ok := doors.Get().(*door); ok {
+		s.door = d
+	} else {
+		s.door = newDoor(t)
+	}
+	t.Cleanup(func() { doors.Put(s.door) })
 	s.serve()
 	return s
 }
 
 // serve puts the interface before the server of the moment.
-func (s *rest) serve() {
-	s.t.Helper()
+func (s *rest) serve() { s.present.Orchestrator = s.rig.Orchestrator }
+
+func newDoor(t *testing.T) *door {
+	t.Helper()
 	tokens := auth.NewTokens(new(auth.MemoryStore))
-	s.tokens = map[auth.Role]string{}
+	o := &present{}
+	d := &door{present: o, tokens: map[auth.Role]string{}}
 	for _, role := range []auth.Role{auth.RoleAdmin, auth.RoleOperator, auth.RoleViewer} {
-		_, secret, err := tokens.Create(s.t.Context(), auth.CreateOptions{Name: string(role), Role: role, Now: time.Now()})
+		_, secret, err := tokens.Create(t.Context(), auth.CreateOptions{Name: string(role), Role: role, Now: time.Now()})
 		if err != nil {
-			s.t.Fatal(err)
+			t.Fatal(err)
 		}
-		s.tokens[role] = secret
+		d.tokens[role] = secret
 	}
-	o := s.Orchestrator
 	server, err := httpd.New(httpd.Options{Addr: "127.0.0.1:0", Tokens: tokens, Version: api.ServerVersion{Version: "test"},
 		Service: httpd.Service{Sites: o, Machines: o, Items: o, Points: o, Jobs: o, Vault: o, Health: o, Tests: o, Failovers: o, Replications: o,
 			Events: httpd.NewEventLog(100, time.Now())}})
 	if err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
-	s.handler = server.Handler()
+	d.handler = server.Handler()
+	return d
 }
 
 // post asks as an operator, and decodes the answer.

@@ -44,6 +44,7 @@ type rig struct {
 	confirm           error
 	ticks             atomic.Int64
 	gate              gate
+	tick              time.Duration // between two looks at something
 
 	*orchestrator.Orchestrator
 	views *memViews
@@ -87,8 +88,19 @@ func inBubble(t *testing.T, name string, f func(t *testing.T)) bool {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
+	return newRigAt(t, 5*time.Millisecond)
+}
+
+// bubbleRig is a rig for a bubble, where waiting costs nothing and looking does.
+func bubbleRig(t *testing.T) *rig {
+	t.Helper()
+	return newRigAt(t, 50*time.Millisecond)
+}
+
+func newRigAt(t *testing.T, tick time.Duration) *rig {
+	t.Helper()
 	w := providertest.NewWorld()
-	r := &rig{t: t, world: w, primary: providertest.NewFake("primary", w), recovery: providertest.NewFake("recovery", w),
+	r := &rig{t: t, tick: tick, world: w, primary: providertest.NewFake("primary", w), recovery: providertest.NewFake("recovery", w),
 		db: filepath.Join(memDir(t), "holdfast.db"), scripts: t.TempDir()}
 	m := providertest.FakeMachine("m1", machine)
 	m.Disks = []provider.Disk{{ID: "vda", Size: diskSize, Format: "raw", Boot: true}, {ID: "vdb", Size: 64 << 10, Format: "raw"}}
@@ -159,7 +171,7 @@ func (r *rig) start(hook func(string, job.Job) error) {
 	r.views = &memViews{images: map[string]block.Image{}}
 	r.Orchestrator, err = orchestrator.New(orchestrator.Options{
 		Store: gatedStore{db, &r.gate}, Jobs: db, Vault: r.vault, VaultRef: gateway.VaultRef{Directory: "/v", Key: "k"}, Views: r.views, Pictures: &memPictures{}, Scripts: r.scripts,
-		Gateway: func(string) (orchestrator.Gateway, error) { return r.gw, nil }, Observe: 5 * time.Millisecond, JobHook: hook, Now: r.now,
+		Gateway: func(string) (orchestrator.Gateway, error) { return r.gw, nil }, Observe: r.tick, JobHook: hook, Now: r.now,
 		Confirm: func(context.Context) error { return r.confirm },
 		OpenSite: func(_ context.Context, name string, _ json.RawMessage) (*provider.Site, error) {
 			if name == "primary" {
@@ -210,7 +222,7 @@ func (r *rig) eventually(what string, f func() bool) {
 		if f() {
 			return
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(r.tick)
 	}
 	it, _ := r.GetItem(r.t.Context(), machine)
 	jobs, _ := r.ListJobs(r.t.Context(), api.JobQuery{})

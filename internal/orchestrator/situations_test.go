@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/api"
@@ -24,6 +25,9 @@ type situation struct {
 	// ends is how jobs end that do not succeed, by the operation asked for.
 	ends map[holdfast.Operation]string
 	away bool // the site of the machine does not answer
+	// lists are operations that the item lists as allowed although they are
+	// refused: defects, which this list keeps in sight.
+	lists []holdfast.Operation
 }
 
 // forced are states that nothing leads to in this version: what would is not
@@ -46,6 +50,14 @@ func ways() []way {
 		return s.Failback(s.t.Context(), machine, api.Failback{Option: "latest"})
 	}, "PowerOn"}
 	return []way{forward, reverse}
+}
+
+// plan begins a failover that loses nothing.
+func (w way) plan(s *rest) (api.Job, error) {
+	if w.Direction == holdfast.Reverse {
+		return w.leave(s)
+	}
+	return s.FailoverItem(s.t.Context(), machine, api.Failover{Option: "latest", Planned: true})
 }
 
 // from and to are the site where the machine works and the other.
@@ -85,6 +97,22 @@ func (s *rest) heldAt(at func(holdfast.Item) bool, start func() (api.Job, error)
 	}
 	wait()
 	s.release = release
+}
+
+// blocks starts a job and has it stop in a method of a site.
+func (s *rest) blocks(at *providertest.Fake, method string, start func() (api.Job, error)) {
+	s.t.Helper()
+	open, reached := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	at.Script(providertest.Fault{Method: method, Do: func() {
+		once.Do(func() { close(reached) })
+		<-open
+	}})
+	s.release = sync.OnceFunc(func() { at.ClearScript(); close(open) })
+	if _, err := start(); err != nil {
+		s.t.Fatal(err)
+	}
+	<-reached
 }
 
 // failing has a method of a site fail while f runs.
@@ -128,7 +156,7 @@ func (s *rest) cleanUp() (api.Job, error) {
 // situations are all of them. An item is protected before each but those of the
 // beginning, which are named "unprotected, then …".
 func situations() []situation {
-	all := beginnings()
+	all := append(beginnings(), hydrating()...)
 	for _, w := range ways() {
 		all = append(all, slices.Concat(w.replicating(), w.testing(), w.failingOver(), w.failedOver(), w.committing(), w.forced())...)
 	}
@@ -282,8 +310,21 @@ func (w way) failingOver() []situation {
 		held(s, holdfast.StateFailingOver, func() (api.Job, error) { return leaves(s) })
 	})
 	running.ends = cancels("cancelled")
+	stopping := w.at("failing over, being cancelled", holdfast.StateFailingOver, func(s *rest) {
+		w.protected(s)
+		s.blocks(w.from(s), "Shutdown", func() (api.Job, error) { return w.plan(s) })
+		if _, err := s.CancelItem(s.t.Context(), machine, api.CancelItem{}); err != nil {
+			s.t.Fatal(err)
+		}
+	})
+	stopping.ends = cancels("cancelled")
+	late := w.at("failing over, the source is fenced off", holdfast.StateFailingOver, func(s *rest) {
+		w.protected(s)
+		s.blocks(w.to(s), w.method, func() (api.Job, error) { return leaves(s) })
+	})
+	late.lists = []holdfast.Operation{holdfast.OpCancel}
 	return []situation{
-		running,
+		running, stopping, late,
 		w.at("failover failed", holdfast.StateFailoverFailed, func(s *rest) {
 			w.protected(s)
 			failing(w.to(s), w.method, func() { s.ended(leaves(s)) })
@@ -332,6 +373,23 @@ func (w way) failedOver() []situation {
 			failing(w.to(s), w.method, func() { s.ended(s.changePoint()) })
 		}),
 	}
+}
+
+// hydrating are the situations of a machine that still reads from the vault,
+// which is so where a failover has made it.
+func hydrating() []situation {
+	w := ways()[0]
+	hydrates := func(s *rest) {
+		s.blocks(s.recovery, "HydrateStep", func() (api.Job, error) { return s.done(w.leave(s)), nil })
+	}
+	all := []situation{
+		w.at("failed over, hydrating", holdfast.StateCommitPending, hydrates),
+		w.at("committed, hydrating", holdfast.StateCommitted, func(s *rest) { hydrates(s); s.done(s.commit()) }),
+	}
+	for i := range all {
+		all[i].lists = []holdfast.Operation{holdfast.OpDisable}
+	}
+	return all
 }
 
 // opposite is the other way.

@@ -61,7 +61,8 @@ func (s *shell) ends(want int, role auth.Role, line string) (stdout, stderr stri
 // item that is failed over and not committed.
 func TestEveryCommandInOneState(t *testing.T) {
 	t.Parallel()
-	s := &shell{rest: restOn(newRig(t))}
+	s := &shell{rest: &rest{rig: newRig(t), door: newDoor(t)}}
+	s.serve()
 	s.server = httptest.NewServer(s.handler)
 	t.Cleanup(s.server.Close)
 	s.write(0, 1)
@@ -93,6 +94,7 @@ func TestEveryCommandInOneState(t *testing.T) {
 		t.Errorf("the item has changed: %+v, before %+v", after, before)
 	}
 	for _, op := range []holdfast.Operation{holdfast.OpChangePoint, holdfast.OpUndoFailover, holdfast.OpFailover, holdfast.OpCommit, holdfast.OpDisable} {
+		s.eventually("the recovered machine needs no view", func() bool { r := s.item().Recovery; return r == nil || !r.NeedsView })
 		s.idle()
 		s.ends(cli.ExitDone, auth.RoleOperator, command(op)+" --yes")
 	}

@@ -2,6 +2,7 @@ package orchestrator_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -31,7 +32,8 @@ type rest struct {
 }
 
 // door is the interface with tokens. Making one takes as long as a failover, so
-// they are used again.
+// those of bubbles are used again, where nobody follows events: a channel of one
+// bubble is none of another's.
 type door struct {
 	present *present
 	handler http.Handler
@@ -46,19 +48,12 @@ var doors sync.Pool
 // newRest is for a bubble.
 func newRest(t *testing.T) *rest {
 	t.Helper()
-	return restOn(bubbleRig(t))
-}
-
-func restOn(r *rig) *rest {
-	t := r.t
-	t.Helper()
-	s := &rest{rig: r}
-	if d, ok := doors.Get().(*door); ok {
-		s.door = d
-	} else {
-		s.door = newDoor(t)
+	d, ok := doors.Get().(*door)
+	if !ok {
+		d = newDoor(t)
 	}
-	t.Cleanup(func() { doors.Put(s.door) })
+	t.Cleanup(func() { doors.Put(d) })
+	s := &rest{rig: bubbleRig(t), door: d}
 	s.serve()
 	return s
 }
@@ -172,7 +167,7 @@ func help(words string) string {
 		return []*cobra.Command{{Use: "server", Run: run}, {Use: "gateway", Run: run}}
 	}
 	var out bytes.Buffer
-	cli.Run(nil, cli.Env{Stdout: &out, Stderr: &out, Getenv: func(string) string { return "" }, ExtraCommands: extra}, append(strings.Fields(words), "--help")) //nolint:staticcheck // no command runs
+	cli.Run(context.Background(), cli.Env{Stdout: &out, Stderr: &out, Getenv: func(string) string { return "" }, ExtraCommands: extra}, append(strings.Fields(words), "--help"))
 	h, _ := helps.LoadOrStore(words, out.String())
 	return h.(string)
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -297,16 +298,17 @@ func (d Definition) kill(ctx context.Context) error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("kill machine %s: %w", d.Name, err)
 	}
-	return d.awaitExit(ctx)
+	return d.awaitExit(ctx, pid)
 }
 
-// awaitExit waits until the machine's process is gone.
-func (d Definition) awaitExit(ctx context.Context) error {
+// awaitExit waits until the machine's process, which pid was before it was told
+// to end, is gone with all that it held: its disks can be opened then.
+func (d Definition) awaitExit(ctx context.Context, pid int) error {
 	t := time.NewTicker(10 * time.Millisecond)
 	defer t.Stop()
 	for {
-		pid, err := d.pid()
-		if pid == 0 || err != nil {
+		now, err := d.pid()
+		if err != nil || now == 0 && !ending(pid) {
 			return err
 		}
 		select {
@@ -316,6 +318,33 @@ func (d Definition) awaitExit(ctx context.Context) error {
 		}
 	}
 }
+
+// ending says whether a process has not ended though it has no command line any
+// more. The kernel takes away its memory first, with that line, and closes its
+// files after that, which frees their locks.
+func ending(pid int) bool {
+	proc := "/proc/" + strconv.Itoa(pid)
+	if cmdline, err := os.ReadFile(proc + "/cmdline"); err != nil || len(cmdline) > 0 {
+		return false // gone, or another process has its number now
+	}
+	threads, err := filepath.Glob(proc + "/task/*/stat")
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(threads, func(stat string) bool {
+		b, err := os.ReadFile(stat)
+		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // state, five numbers, flags
+		if err != nil || len(f) < 7 || f[0] == "Z" || f[0] == "X" {
+			return false // a thread that has ended has let go of the files
+		}
+		flags, err := strconv.ParseUint(f[6], 10, 64)
+		return err == nil && flags&kernelThread == 0
+	})
+}
+
+// kernelThread is set in the flags of a thread of the kernel's, which never has
+// a command line.
+const kernelThread = 0x00200000
 
 // monitor returns the machine's monitor, or provider.ErrNotRunning.
 func (d Definition) monitor() (provider.Monitor, error) {
@@ -346,15 +375,13 @@ func StopMachine(ctx context.Context, dir, name string) error {
 	if err != nil {
 		return err
 	}
-	mon, err := d.monitor()
-	if errors.Is(err, provider.ErrNotRunning) {
-		return nil
-	}
-	if err != nil {
+	pid, err := d.pid()
+	if pid == 0 || err != nil {
 		return err
 	}
+	mon := perCommand{socket: d.QMP}
 	if err := mon.Execute(ctx, "quit", nil, nil); err != nil && !errors.Is(err, ErrClosed) {
 		return fmt.Errorf("stop machine %s: %w", name, err)
 	}
-	return d.awaitExit(ctx)
+	return d.awaitExit(ctx, pid)
 }

@@ -25,17 +25,15 @@ func (s *site) Shutdown(ctx context.Context, machineID string) error {
 	if err != nil {
 		return err
 	}
-	mon, err := d.monitor()
-	if errors.Is(err, provider.ErrNotRunning) {
-		return nil
-	}
-	if err != nil {
+	pid, err := d.pid()
+	if pid == 0 || err != nil {
 		return err
 	}
+	mon := perCommand{socket: d.QMP}
 	if err := mon.Execute(ctx, "system_powerdown", nil, nil); err != nil && !errors.Is(err, provider.ErrNotRunning) {
 		return fmt.Errorf("shut down machine %s: %w", d.Name, err)
 	}
-	return d.awaitExit(ctx)
+	return d.awaitExit(ctx, pid)
 }
 
 // Kill takes the power away and waits until the process is gone.

@@ -89,6 +89,13 @@ func (it Item) guard(op Operation) (reason, advice string) {
 		if it.CurrentJob == "" {
 			return "no job is running", "Nothing is to be done"
 		}
+		if it.Status.TooLate {
+			return "its job can no longer be cancelled", "Let job " + it.CurrentJob + " end; what it did can be undone afterwards"
+		}
+	case OpDisable:
+		if it.Status.NeedsView {
+			return "its recovered machine still reads from the vault", "Wait until its hydrate job has ended"
+		}
 	case OpFailover, OpPlannedFailover, OpFailback, OpTestFailover, OpChangePoint:
 		if it.Status.Newest == nil {
 			return "the item has no recovery point", "Wait until the first recovery point is listed; if none appears, look at the item's health"

@@ -144,10 +144,15 @@ type StreamPosition struct {
 // not recorded: whoever hands out an Item fills it in, and the store leaves it
 // out.
 type Status struct {
-	Mode     Mode           // empty: does not replicate in this state
-	Newest   *RecoveryPoint // the newest position that one can recover to; nil: none
-	RPO      time.Duration  // how far Newest is behind now
-	Backlog  int64          // bytes written at the source and not yet in the vault
+	Mode    Mode           // empty: does not replicate in this state
+	Newest  *RecoveryPoint // the newest position that one can recover to; nil: none
+	RPO     time.Duration  // how far Newest is behind now
+	Backlog int64          // bytes written at the source and not yet in the vault
+	// NeedsView says that the machine, which a recovery has made, still reads
+	// from the vault.
+	NeedsView bool
+	// TooLate says that the running job can no longer be cancelled.
+	TooLate  bool
 	Findings []Finding
 }
 

@@ -26,6 +26,7 @@ func (c *Orchestrator) CheckOperation(ctx context.Context, idOrName string, req 
 		return api.OperationCheck{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "check operation", Thing: req.Operation, Cause: "there is no such operation"}
 	}
 	it.Status = c.observe(ctx, it).status
+	it.Status.TooLate = c.tooLate(ctx, it)
 	out := api.OperationCheck{Operation: req.Operation, Allowed: true, Steps: c.steps(op), Findings: []api.Finding{}}
 	if err := it.Check(op); err != nil {
 		var e *holdfast.Error

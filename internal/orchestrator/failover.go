@@ -112,7 +112,10 @@ func (c *Orchestrator) startFailover(ctx context.Context, idOrName string, ifVer
 		return api.Job{}, err
 	}
 	it.Status = c.observe(ctx, it).status
-	if _, err := it.Apply(in.Operation); err != nil {
+	if err := c.mayBegin(ctx, it, in.Operation); err != nil {
+		return api.Job{}, err
+	}
+	if err := c.hasPoint(ctx, past(it), in.Request); err != nil {
 		return api.Job{}, err
 	}
 	in = completeFailover(it, in)
@@ -125,6 +128,18 @@ func (c *Orchestrator) startFailover(ctx context.Context, idOrName string, ifVer
 		return api.Job{}, err
 	}
 	return c.submit(ctx, it, submission{string(in.Operation), in.Operation, before, in})
+}
+
+// hasPoint fails if there is nothing that the request could choose. The choice
+// itself is the job's.
+func (c *Orchestrator) hasPoint(ctx context.Context, it holdfast.Item, req holdfast.PointRequest) error {
+	inner, cancel := context.WithTimeoutCause(ctx, guardWait, errNoAnswer)
+	defer cancel()
+	h, err := c.historyFor(inner, it, req)
+	if err == nil {
+		_, err = holdfast.ResolvePoint(req, h)
+	}
+	return late(ctx, inner, guardWait, err)
 }
 
 // completeFailover fills in what was not said.
@@ -224,7 +239,7 @@ func (c *Orchestrator) failoverCheck(ctx context.Context, r *failoverRun) error 
 		return err
 	}
 	if _, err := holdfast.ResolvePoint(r.in.Request, h); err != nil {
-		return err
+		return err // it is gone since it was asked for
 	}
 	if err := c.checkDamage(ctx, r, h); err != nil {
 		return err

@@ -89,6 +89,7 @@ func (c *Orchestrator) siteNames(ctx context.Context) (map[string]string, error)
 func (c *Orchestrator) apiItem(ctx context.Context, it holdfast.Item, sites map[string]string) api.Item {
 	ob := c.lastObserved(it.ID)
 	it.Status = ob.status
+	it.Status.TooLate = c.tooLate(ctx, it)
 	out := api.Item{
 		ID: it.ID, Name: it.Name, Machine: api.MachineRef{ID: it.MachineID, Name: it.MachineName, Disks: []api.MachineDisk{}},
 		PrimarySite: sites[it.PrimarySite], RecoverySite: sites[it.RecoverySite], ActiveSite: sites[it.ActiveSite()],

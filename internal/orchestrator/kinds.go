@@ -65,13 +65,13 @@ func (c *Orchestrator) DisableItem(ctx context.Context, idOrName string, req api
 		return api.Job{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "disable protection", Thing: it.Name,
 			Cause: "this version cannot delete history", Hint: "Disable protection without deleting the history"}
 	}
-	if ob := c.observe(ctx, it); ob.recovery != nil && ob.recovery.NeedsView {
-		return api.Job{}, &holdfast.Error{Kind: holdfast.KindNotAllowed, Op: "disable protection", Thing: it.Name,
-			Cause: "its recovered machine still reads from the vault", Hint: "Wait until its hydrate job has ended"}
+	status, before := c.observe(ctx, it).status, it.State
+	it.Status = status
+	if err := c.mayBegin(ctx, it, holdfast.OpDisable); err != nil {
+		return api.Job{}, err
 	}
-	before := it.State
 	if it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
-		i.Status, before = c.lastObserved(i.ID).status, i.State
+		i.Status, before = status, i.State
 		return i.Apply(holdfast.OpDisable)
 	}); err != nil {
 		return api.Job{}, err

@@ -99,8 +99,11 @@ func (c *Orchestrator) start(ctx context.Context, idOrName string, ifVersion int
 	if err := c.checkVersion(it, ifVersion); err != nil {
 		return api.Job{}, err
 	}
-	status := c.observe(ctx, it).status
-	before := it.State
+	status, before := c.observe(ctx, it).status, it.State
+	it.Status = status
+	if err := c.mayBegin(ctx, it, op); err != nil {
+		return api.Job{}, err
+	}
 	if it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
 		i.Status, before = status, i.State
 		return i.Apply(op)
@@ -554,7 +557,7 @@ func (c *Orchestrator) CancelItem(ctx context.Context, idOrName string, _ api.Ca
 	if err != nil {
 		return api.Job{}, err
 	}
-	it.Status = c.lastObserved(it.ID).status
+	it.Status.TooLate = c.tooLate(ctx, it)
 	if err := it.Check(holdfast.OpCancel); err != nil {
 		return api.Job{}, err
 	}

@@ -137,11 +137,6 @@ func askedIn(t *testing.T, in situation, seen *sight, n int) (more bool) {
 			t.Fatalf("the item is %s, %s", it.State, it.Direction)
 		}
 		if n == 0 {
-			for _, op := range in.lists {
-				if !slices.Contains(it.Allowed, string(op)) {
-					t.Errorf("%s is no longer listed: take it from the situation's lists", op)
-				}
-			}
 			if !in.special {
 				seen.add(t, it)
 			}
@@ -244,10 +239,6 @@ func (s *rest) does(in situation, op holdfast.Operation) {
 	if in.mend != nil {
 		in.mend(s)
 	}
-	if slices.Contains(in.lists, op) {
-		s.listsWrongly(op)
-		return
-	}
 	if c := s.check(op); !c.Allowed {
 		s.t.Errorf("dry run of %s: %+v", op, c)
 	}
@@ -269,15 +260,5 @@ func (s *rest) does(in situation, op holdfast.Operation) {
 	}
 	if j = s.ended(j, nil); j.State != want {
 		s.t.Errorf("job of %s: %s, want %s; %+v", op, j.State, want, j.Error)
-	}
-}
-
-// listsWrongly asks for what the item lists as allowed although it is not.
-func (s *rest) listsWrongly(op holdfast.Operation) {
-	s.t.Helper()
-	path, body := request(op)
-	var p api.Problem
-	if code := s.post(path, body, &p); code != http.StatusConflict || p.Cause == "" || wrongHint(p.Hint) != "" {
-		s.t.Errorf("%s: answer %d, %+v; want 409 with cause and hint", op, code, p)
 	}
 }

@@ -206,7 +206,7 @@ func (c *Orchestrator) judge(ctx context.Context, it holdfast.Item, ob *observat
 	}
 	if it.CopyAt(it.ActiveSite()).Handle != "" {
 		if st, err := c.targetStatus(ctx, it); err == nil {
-			ob.recovery, seen.NeedsView = &st, st.NeedsView
+			ob.recovery, ob.status.NeedsView, seen.NeedsView = &st, st.NeedsView, st.NeedsView
 		}
 	}
 	c.mu.Lock()
@@ -260,6 +260,15 @@ func (c *Orchestrator) tend(ctx context.Context, it holdfast.Item, ob observatio
 	if err != nil && !errors.Is(err, job.ErrBusy) {
 		c.log.Error("hydration is not started", "item", it.Name, "error", err)
 	}
+}
+
+// tooLate says whether an item's job can no longer be cancelled.
+func (c *Orchestrator) tooLate(ctx context.Context, it holdfast.Item) bool {
+	if it.CurrentJob == "" {
+		return false
+	}
+	j, err := c.engine.Get(ctx, it.CurrentJob)
+	return err == nil && !j.Cancellable() && j.Cancel == nil
 }
 
 // lastObserved returns what was seen of an item last.

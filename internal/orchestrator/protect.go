@@ -166,6 +166,26 @@ type submission struct {
 	input  any
 }
 
+// mayBegin fails if the operation is not allowed, or a job on the item has not
+// ended that has not begun to work on it either. Nothing is applied to such an
+// item: submit could put it right, unless the server dies before.
+func (c *Orchestrator) mayBegin(ctx context.Context, it holdfast.Item, op holdfast.Operation) error {
+	if err := it.Check(op); err != nil {
+		return err
+	}
+	jobs, err := c.engine.List(ctx, job.Filter{Subject: it.ID, Unfinished: true, Limit: 1})
+	if err != nil || len(jobs) == 0 {
+		return err
+	}
+	return busy(it, op, &job.BusyError{Subject: it.ID, JobID: jobs[0].ID, Kind: jobs[0].Kind})
+}
+
+// busy says that an item has another job.
+func busy(it holdfast.Item, op holdfast.Operation, err error) error {
+	return &holdfast.Error{Kind: holdfast.KindNotAllowed, Op: string(op), Thing: it.Name, Cause: "another job of it has not ended", Err: err,
+		Hint: "Wait until its job has ended; watch it with holdfast job watch"}
+}
+
 // submit starts a job on an item. If that cannot be, the item is as it was: it
 // must not wait for a job that is not there.
 func (c *Orchestrator) submit(ctx context.Context, it holdfast.Item, s submission) (api.Job, error) {
@@ -185,8 +205,7 @@ func (c *Orchestrator) submit(ctx context.Context, it holdfast.Item, s submissio
 		}
 		return i, nil
 	})
-	return api.Job{}, errors.Join(&holdfast.Error{Kind: holdfast.KindNotAllowed, Op: string(s.op), Thing: it.Name, Cause: "another job of it has not ended", Err: err,
-		Hint: "Wait until its job has ended; watch it with holdfast job watch"}, reverted)
+	return api.Job{}, errors.Join(busy(it, s.op, err), reverted)
 }
 
 func (c *Orchestrator) protectKind() job.Kind {

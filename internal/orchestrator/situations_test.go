@@ -25,9 +25,6 @@ type situation struct {
 	// ends is how jobs end that do not succeed, by the operation asked for.
 	ends map[holdfast.Operation]string
 	away bool // the site of the machine does not answer
-	// lists are operations that the item lists as allowed although they are
-	// refused: defects, which this list keeps in sight.
-	lists []holdfast.Operation
 }
 
 // forced are states that nothing leads to in this version: what would is not
@@ -322,7 +319,7 @@ func (w way) failingOver() []situation {
 		w.protected(s)
 		s.blocks(w.to(s), w.method, func() (api.Job, error) { return leaves(s) })
 	})
-	late.lists = []holdfast.Operation{holdfast.OpCancel}
+	late.special = true
 	return []situation{
 		running, stopping, late,
 		w.at("failover failed", holdfast.StateFailoverFailed, func(s *rest) {
@@ -387,7 +384,7 @@ func hydrating() []situation {
 		w.at("committed, hydrating", holdfast.StateCommitted, func(s *rest) { hydrates(s); s.done(s.commit()) }),
 	}
 	for i := range all {
-		all[i].lists = []holdfast.Operation{holdfast.OpDisable}
+		all[i].special = true
 	}
 	return all
 }

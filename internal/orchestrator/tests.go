@@ -53,6 +53,13 @@ func (c *Orchestrator) TestFailover(ctx context.Context, idOrName string, req ap
 		return api.Job{}, err
 	}
 	status := c.observe(ctx, it).status
+	it.Status = status
+	if err := it.Check(holdfast.OpTestFailover); err != nil {
+		return api.Job{}, err
+	}
+	if err := c.hasPoint(ctx, it, in.Request); err != nil {
+		return api.Job{}, err
+	}
 	if in.Name == "" {
 		in.Name = testName(it, in.Handle)
 	}

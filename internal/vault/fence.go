@@ -129,11 +129,19 @@ type ForkOptions struct {
 	Generation holdfast.Generation
 	Reason     string
 	Now        time.Time
+	// Disks are those that the machine has from here on, in any order; nil: those
+	// that it had at the position. A disk is known by its ID.
+	Disks []Disk
 }
 
 // Fork begins a new timeline at a position of another, whose past it shares. It
 // closes nothing. It is durable when it returns.
 func (s *Stream) Fork(ctx context.Context, o ForkOptions) (holdfast.TimelineID, error) {
+	if o.Disks != nil {
+		if err := checkDisks(o.Disks); err != nil {
+			return 0, fmt.Errorf("fork timeline %s at position %s: %w", o.From, o.At, err)
+		}
+	}
 	for {
 		if err := s.Refresh(ctx); err != nil && !isDamage(err) {
 			return 0, err
@@ -144,6 +152,7 @@ func (s *Stream) Fork(ctx context.Context, o ForkOptions) (holdfast.TimelineID, 
 		}
 		err = s.v.putNew(ctx, timelineName(s.desc.ID, id), timelineDescriptor{
 			Format: FormatVersion, ID: id, Parent: o.From, ForkAt: o.At, Generation: o.Generation, Reason: o.Reason, CreatedAt: at,
+			Disks: s.disksOfFork(o),
 		})
 		if errors.Is(err, objstore.ErrExists) {
 			continue
@@ -156,6 +165,24 @@ func (s *Stream) Fork(ctx context.Context, o ForkOptions) (holdfast.TimelineID, 
 		}
 		return id, nil
 	}
+}
+
+// disksOfFork returns the disks of a fork if they are not those of the timeline
+// that it is a fork of: others are wanted, or it goes back to before that one had
+// its own.
+func (s *Stream) disksOfFork(o ForkOptions) []Disk {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	want := o.Disks
+	if want == nil {
+		parts, _ := s.lineage(o.From)
+		way := s.way(parts, o.At)
+		want = way[len(way)-1].disks
+	}
+	if slices.Equal(want, s.disksOf(o.From)) {
+		return nil
+	}
+	return slices.Clone(want)
 }
 
 // nextTimeline returns the id of a fork, and its time, which is not before that

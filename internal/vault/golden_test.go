@@ -153,7 +153,7 @@ func describe(t *testing.T, v *vault.Vault) string {
 		if err := s.Refresh(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(&b, "stream %s %q disks %v\n", id, s.Name(), s.Disks())
+		fmt.Fprintf(&b, "stream %s %q disks %v\n", id, s.Name(), s.Disks(1))
 		if c, err := s.Canary(t.Context()); err == nil {
 			fmt.Fprintf(&b, "canary %s timeline %s seq %d position %s\n", c.Time.UTC().Format(time.RFC3339Nano), c.Timeline, c.Seq, c.Position)
 		}
@@ -168,7 +168,7 @@ func describe(t *testing.T, v *vault.Vault) string {
 			}
 			for pos := holdfast.Position(0); pos <= tl.Tail.Position; pos++ {
 				fmt.Fprintf(&b, "  view %s", pos)
-				for _, d := range s.Disks() {
+				for _, d := range s.Disks(tl.ID) {
 					fmt.Fprintf(&b, " %s %x", d.ID, sha256.Sum256(content(t, s, tl.ID, pos, d.ID)))
 				}
 				b.WriteByte('\n')

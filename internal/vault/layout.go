@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"math"
 	"slices"
 	"sort"
 	"sync"
@@ -32,15 +33,16 @@ type extents = btree.Map[int64, piece]
 // layout says where every byte of the disks is at one position. Once others know
 // it, it does not change.
 type layout struct {
-	tl   holdfast.TimelineID // of which the position is
-	pos  holdfast.Position
-	maps map[string]*extents
+	tl    holdfast.TimelineID // of which the position is
+	pos   holdfast.Position
+	disks []Disk
+	maps  map[string]*extents
 }
 
 // clone returns a layout that can be changed; they share what does not. Nobody
 // else may clone l at the same time.
 func (l *layout) clone() *layout {
-	c := &layout{tl: l.tl, pos: l.pos, maps: make(map[string]*extents, len(l.maps))}
+	c := &layout{tl: l.tl, pos: l.pos, disks: l.disks, maps: make(map[string]*extents, len(l.maps))}
 	for id, m := range l.maps {
 		c.maps[id] = m.Copy()
 	}
@@ -49,9 +51,10 @@ func (l *layout) clone() *layout {
 
 // stretch is a part of a timeline as it was when a view was opened.
 type stretch struct {
-	tl   holdfast.TimelineID
-	segs []*loaded
-	to   holdfast.Position // inclusive
+	tl    holdfast.TimelineID
+	disks []Disk
+	segs  []*loaded
+	to    holdfast.Position // inclusive
 }
 
 // layout returns where everything is at a position, which the last stretch has.
@@ -60,14 +63,12 @@ func (s *Stream) layout(ctx context.Context, way []stretch) (*layout, error) {
 	l := s.layouts.nearest(way)
 	if l == nil {
 		l = &layout{maps: map[string]*extents{}}
-		for _, d := range s.desc.Disks {
-			l.maps[d.ID] = &extents{}
-		}
 	}
 	for _, x := range way {
 		if x.tl < l.tl {
 			continue // the layout has all of it: what is older has a lower number
 		}
+		l.reshape(x.disks)
 		if err := l.apply(ctx, x); err != nil {
 			return nil, err
 		}
@@ -75,6 +76,22 @@ func (s *Stream) layout(ctx context.Context, way []stretch) (*layout, error) {
 	}
 	s.layouts.put(l)
 	return l, nil
+}
+
+// reshape gives the layout the disks of the stretch that comes next: a new disk,
+// and what a larger one has more, is zero; what a smaller one has less is gone,
+// as is all of a disk that is not there any more.
+func (l *layout) reshape(disks []Disk) {
+	maps := make(map[string]*extents, len(disks))
+	for _, d := range disks {
+		m := l.maps[d.ID]
+		if m == nil {
+			m = &extents{}
+		}
+		cut(m, d.Size, math.MaxInt64)
+		maps[d.ID] = m
+	}
+	l.disks, l.maps = disks, maps
 }
 
 // apply takes a stretch's entries behind the layout's position, in order.

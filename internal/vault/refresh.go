@@ -147,6 +147,11 @@ func (s *Stream) loadTimeline(ctx context.Context, id holdfast.TimelineID) error
 	if t.desc.ID != id || t.desc.Generation == 0 || t.desc.Parent >= id || (t.desc.Parent == 0) != (id == 1) || t.desc.Parent == 0 && t.desc.ForkAt != 0 {
 		return damaged(name, fmt.Errorf("%w: not the descriptor of this timeline", ErrCorrupt))
 	}
+	if t.desc.Disks != nil {
+		if err := checkDisks(t.desc.Disks); err != nil {
+			return damaged(name, fmt.Errorf("%w: %w", ErrCorrupt, err))
+		}
+	}
 	t.tail = Tail{Position: t.desc.ForkAt, Time: t.desc.CreatedAt}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -209,7 +214,7 @@ func (s *Stream) take(t *timeline, l *loaded) error {
 	if err := t.follows(l); err != nil {
 		return err
 	}
-	if err := s.checkEntries(l); err != nil {
+	if err := s.checkEntries(l, s.disksOf(t.desc.ID)); err != nil {
 		return err
 	}
 	marks, err := l.marks()
@@ -275,18 +280,18 @@ func (t *timeline) follows(l *loaded) error {
 }
 
 // checkEntries checks that a segment is of this stream, and writes only within
-// its disks.
-func (s *Stream) checkEntries(l *loaded) error {
+// the disks of its timeline.
+func (s *Stream) checkEntries(l *loaded, disks []Disk) error {
 	if l.Header.Stream != s.desc.ID {
 		return fmt.Errorf("%w: it is of stream %s", ErrCorrupt, l.Header.Stream)
 	}
 	sizes := make([]int64, len(l.Index.Disks))
 	for i, id := range l.Index.Disks {
-		at := slices.IndexFunc(s.desc.Disks, func(d Disk) bool { return d.ID == id })
+		at := slices.IndexFunc(disks, func(d Disk) bool { return d.ID == id })
 		if at < 0 {
-			return fmt.Errorf("%w: the stream has no disk %q", ErrCorrupt, id)
+			return fmt.Errorf("%w: timeline %s has no disk %q", ErrCorrupt, l.Header.Timeline, id)
 		}
-		sizes[i] = s.desc.Disks[at].Size
+		sizes[i] = disks[at].Size
 	}
 	for i := range l.Index.Entries {
 		if e := &l.Index.Entries[i]; e.Kind != segment.Mark && e.Offset > sizes[e.Disk]-e.Length {

@@ -38,6 +38,8 @@ type timelineDescriptor struct {
 	Generation holdfast.Generation `json:"generation"`
 	Reason     string              `json:"reason"`
 	CreatedAt  time.Time           `json:"created_at"` // not before the position where it forks
+	// Disks are those of the machine from here on; nil: those of the parent.
+	Disks []Disk `json:"disks,omitempty"`
 }
 
 // timeline is what is loaded of one.
@@ -95,8 +97,29 @@ func (s *Stream) ID() holdfast.StreamID { return s.desc.ID }
 // Name returns the name that it was given when it was made.
 func (s *Stream) Name() string { return s.desc.Name }
 
-// Disks returns its disks.
-func (s *Stream) Disks() []Disk { return slices.Clone(s.desc.Disks) }
+// Disks returns the disks that a timeline has at its end. Those of an earlier
+// position may be others: see View.
+func (s *Stream) Disks(tl holdfast.TimelineID) []Disk {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Clone(s.disksOf(tl))
+}
+
+// disksOf returns the disks of a timeline: its own, or those of the nearest
+// ancestor that has some. The caller holds mu or refresh.
+func (s *Stream) disksOf(tl holdfast.TimelineID) []Disk {
+	for id := tl; id != 0; {
+		t := s.timelines[id]
+		if t == nil {
+			break // its forks cannot be read either
+		}
+		if t.desc.Disks != nil {
+			return t.desc.Disks
+		}
+		id = t.desc.Parent
+	}
+	return s.desc.Disks
+}
 
 // Timelines returns what is known of all timelines, by id.
 func (s *Stream) Timelines() []Timeline {

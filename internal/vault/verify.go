@@ -339,7 +339,7 @@ func (c *verifier) segment(ctx context.Context, s *Stream, e objstore.Entry) (*l
 		return nil, nil, damaged(e.Name, fmt.Errorf("%w: it is segment %s", ErrCorrupt, want))
 	}
 	marks, err := l.marks()
-	if err = errors.Join(err, s.checkEntries(l)); err != nil {
+	if err = errors.Join(err, s.checkEntries(l, s.disksOf(l.Header.Timeline))); err != nil {
 		return nil, nil, damaged(e.Name, err)
 	}
 	return l, marks, nil

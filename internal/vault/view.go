@@ -10,13 +10,15 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/vault/segment"
 )
 
-// View is a stream at one position: its disks as they were. Safe for concurrent
-// use. It holds the index in memory and reads data on demand.
+// View is a stream at one position: the disks that the machine had then, as they
+// were. Safe for concurrent use. It holds the index in memory and reads data on
+// demand.
 type View struct {
 	s          *Stream
 	timeline   holdfast.TimelineID
 	pos        holdfast.Position
 	consistent bool
+	list       []Disk
 	disks      map[string]*diskView
 }
 
@@ -29,7 +31,8 @@ type diskView struct {
 
 // View opens a position of a timeline; it fails with ErrNoPosition if that is
 // beyond its end, and with ErrCorrupt if it is beyond damage. It reads no data.
-// Refresh first to see the newest.
+// Refresh first to see the newest. The position at which a timeline forks has the
+// disks of whichever timeline is asked for.
 func (s *Stream) View(ctx context.Context, tl holdfast.TimelineID, pos holdfast.Position) (*View, error) {
 	v := &View{s: s, timeline: tl, pos: pos, disks: map[string]*diskView{}}
 	way, err := v.find()
@@ -40,7 +43,8 @@ func (s *Stream) View(ctx context.Context, tl holdfast.TimelineID, pos holdfast.
 	if err != nil {
 		return nil, fmt.Errorf("open view at position %s: %w", pos, err)
 	}
-	for _, d := range s.desc.Disks {
+	v.list = l.disks
+	for _, d := range l.disks {
 		v.disks[d.ID] = &diskView{view: v, disk: d, m: l.maps[d.ID]}
 	}
 	return v, nil
@@ -60,15 +64,21 @@ func (v *View) find() ([]stretch, error) {
 		}
 		return nil, fmt.Errorf("open view at position %s: timeline %s can be read to %s: %w", v.pos, v.timeline, last, broken)
 	}
-	var way []stretch
-	for _, p := range parts {
-		way = append(way, stretch{p.t.desc.ID, p.t.segs, min(v.pos, p.to)})
-		if v.pos <= p.to {
-			break
-		}
-	}
+	way := v.s.way(parts, v.pos)
 	v.consistent = slices.ContainsFunc(v.s.ranges(v.timeline), func(r Range) bool { return r.From <= v.pos && v.pos <= r.To })
 	return way, nil
+}
+
+// way returns what leads to a position, of the parts that a timeline has. A part
+// that was forked off before its parent began is not on it. The caller holds mu.
+func (s *Stream) way(parts []part, pos holdfast.Position) []stretch {
+	var way []stretch
+	for _, p := range parts {
+		if p.t.desc.ForkAt <= min(pos, p.to) {
+			way = append(way, stretch{p.t.desc.ID, s.disksOf(p.t.desc.ID), p.t.segs, min(pos, p.to)})
+		}
+	}
+	return way
 }
 
 // Position returns where the view is.
@@ -77,14 +87,14 @@ func (v *View) Position() holdfast.Position { return v.pos }
 // Consistent says whether the view is crash-consistent.
 func (v *View) Consistent() bool { return v.consistent }
 
-// Disks returns its disks.
-func (v *View) Disks() []Disk { return v.s.Disks() }
+// Disks returns the disks that the machine had.
+func (v *View) Disks() []Disk { return slices.Clone(v.list) }
 
 // Disk returns a disk as an image. Closing the image frees nothing.
 func (v *View) Disk(id string) (block.Image, error) {
 	d, ok := v.disks[id]
 	if !ok {
-		return nil, fmt.Errorf("stream %s has no disk %q", v.s.desc.ID, id)
+		return nil, fmt.Errorf("stream %s has no disk %q at position %s", v.s.desc.ID, id, v.pos)
 	}
 	return d, nil
 }
@@ -204,6 +214,9 @@ func (v *View) Diff(ctx context.Context, o *View, disk string) (*block.Set, erro
 	b, ok2 := o.disks[disk]
 	if !ok || !ok2 || v.s.desc.ID != o.s.desc.ID {
 		return nil, fmt.Errorf("diff views: they have no disk %q in common", disk)
+	}
+	if a.Size() != b.Size() {
+		return nil, fmt.Errorf("diff views: disk %q has %d bytes in one and %d in the other", disk, a.Size(), b.Size())
 	}
 	candidates := &block.Set{}
 	a.unlike(b, candidates)

@@ -25,8 +25,9 @@ type WriterOptions struct {
 // of their calls; Seal closes a segment; Commit makes it durable. Safe for
 // concurrent use: Write goes on while Seal encodes and Commit stores.
 type Writer struct {
-	s    *Stream
-	opts WriterOptions
+	s     *Stream
+	opts  WriterOptions
+	disks []Disk // of the timeline
 
 	// mu guards what was given a position and is not sealed.
 	mu   sync.Mutex
@@ -83,7 +84,7 @@ func (s *Stream) Writer(ctx context.Context, o WriterOptions) (*Writer, error) {
 			return nil, fmt.Errorf("write as generation %d: %w: there is generation %d", o.Generation, ErrFenced, other.desc.Generation)
 		}
 	}
-	return &Writer{s: s, opts: o, b: segment.NewBuilder(), next: t.tail.Position + 1, at: t.tail.Time, seal: t.tail, tail: t.tail}, nil
+	return &Writer{s: s, opts: o, disks: s.disksOf(o.Timeline), b: segment.NewBuilder(), next: t.tail.Position + 1, at: t.tail.Time, seal: t.tail, tail: t.tail}, nil
 }
 
 // Timeline returns the timeline that it appends to.
@@ -122,7 +123,7 @@ func (w *Writer) Pending() (bytes int64, first holdfast.Position) {
 const maxWrite = 64 << 20
 
 func (w *Writer) checkExtent(disk string, e block.Extent) error {
-	for _, d := range w.s.desc.Disks {
+	for _, d := range w.disks {
 		if d.ID != disk {
 			continue
 		}
@@ -131,7 +132,7 @@ func (w *Writer) checkExtent(disk string, e block.Extent) error {
 		}
 		return nil
 	}
-	return fmt.Errorf("stream %s has no disk %q", w.s.desc.ID, disk)
+	return fmt.Errorf("timeline %s of stream %s has no disk %q", w.opts.Timeline, w.s.desc.ID, disk)
 }
 
 // take gives the next position, a time that does not go back, and a builder that
@@ -279,7 +280,7 @@ func (w *Writer) Adopt(encoded []byte) (*Sealed, error) {
 		return nil, fmt.Errorf("%w: segment %d does not follow segment %d", ErrForeign, h.Seq, w.seal.Seq)
 	}
 	l := &loaded{Reader: r}
-	if err := w.s.checkEntries(l); err != nil {
+	if err := w.s.checkEntries(l, w.disks); err != nil {
 		return nil, err
 	}
 	if _, err := l.marks(); err != nil {

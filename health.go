@@ -48,6 +48,8 @@ const (
 	CodeSourceOff          Code = "HF1301"
 	CodeSourceUnreachable  Code = "HF1302"
 	CodeDiskResized        Code = "HF1303"
+	CodeDisksChanged       Code = "HF1304"
+	CodePaused             Code = "HF1305"
 	CodeClockSetBack       Code = "HF1401"
 	CodeViewNeeded         Code = "HF1501"
 	CodeTwoLiveCopies      Code = "HF1502"
@@ -116,7 +118,13 @@ func Findings() []Finding {
 			"Look at the host; if it is lost, fail over"),
 		f(CodeDiskResized, "disk_resized", SeverityWarning, "A disk of the machine has another size than when it was protected",
 			"Somebody resized it",
-			"Disable protection and protect the machine anew; until then its recovery points are those from before"),
+			"Nothing is to be done: the new size is taken over, and what differs is sent; until then its recovery points are those from before. If this stays, see the detail"),
+		f(CodeDisksChanged, "disks_changed", SeverityWarning, "The machine has other disks than those that are replicated",
+			"Somebody added, removed or resized a disk",
+			"Nothing is to be done: within a minute the disks are taken over; recovery points from before keep the disks of then. If this stays, see the detail"),
+		f(CodePaused, "replication_paused", SeverityWarning, "Replication is paused",
+			"Somebody asked for that, so that the machine's disks can be resized, backed up or snapshotted by others",
+			"It goes on by itself at the time that was set, or with holdfast item resume; what was written meanwhile is then sent"),
 		f(CodeClockSetBack, "clock_set_back", SeverityWarning, "The clock was set back",
 			"The time of the server or the gateway is earlier than that of what is already in the vault",
 			"Let the machines keep time by NTP; order in the vault does not depend on the clock, but times shown for recovery points do"),
@@ -182,6 +190,8 @@ type Observation struct {
 	SourceUnreachable  string
 	SourceOff          bool
 	DiskResized        string
+	DisksChanged       string
+	Paused             string
 	ClockSetBack       time.Duration // by how much; 0: not
 	NeedsView          bool
 	TwoLiveCopies      string
@@ -235,6 +245,8 @@ func (it Item) Assess(o Observation, now time.Time) []Finding {
 	add(o.SourceUnreachable != "", CodeSourceUnreachable, "%s", o.SourceUnreachable)
 	add(o.SourceOff, CodeSourceOff, "")
 	add(o.DiskResized != "", CodeDiskResized, "%s", o.DiskResized)
+	add(o.DisksChanged != "" && o.DiskResized == "", CodeDisksChanged, "%s", o.DisksChanged)
+	add(o.Paused != "", CodePaused, "%s", o.Paused)
 	add(o.ClockSetBack > 0, CodeClockSetBack, "by %s", o.ClockSetBack.Round(time.Millisecond))
 	add(o.NeedsView, CodeViewNeeded, "")
 	add(o.TwoLiveCopies != "", CodeTwoLiveCopies, "%s", o.TwoLiveCopies)

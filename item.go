@@ -2,6 +2,7 @@ package holdfast
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 )
 
@@ -177,6 +178,18 @@ type Machines struct {
 	PrimaryEqual *StreamPosition `json:"primary_equal,omitempty"`
 }
 
+// Replication is what an item's machine is replicated as.
+type Replication struct {
+	Stream     StreamID   `json:"stream"`
+	Timeline   TimelineID `json:"timeline"`
+	Generation Generation `json:"generation"`
+	// Former is what the machine was while it had other disks: recovery points
+	// from then bring it back so.
+	Former []Shape `json:"former,omitempty"`
+	// PausedUntil is until when the machine is left alone; zero: it is not.
+	PausedUntil time.Time `json:"paused_until,omitzero"`
+}
+
 // Item is a machine under protection. State, Direction and health are three
 // separate things; health is derived from Status.Findings and never changes
 // the state. An Item is a value: its methods return a changed copy.
@@ -184,11 +197,11 @@ type Item struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
 
-	MachineID    string          `json:"machine_id"`   // at the primary site
-	MachineName  string          `json:"machine_name"` // at the primary site
-	Machine      json.RawMessage `json:"machine,omitempty"`
-	PrimarySite  string          `json:"primary_site"`  // site id
-	RecoverySite string          `json:"recovery_site"` // site id
+	MachineID    string          `json:"machine_id"`        // at the primary site
+	MachineName  string          `json:"machine_name"`      // at the primary site
+	Machine      json.RawMessage `json:"machine,omitempty"` // as its provider describes it
+	PrimarySite  string          `json:"primary_site"`      // site id
+	RecoverySite string          `json:"recovery_site"`     // site id
 	Disks        []Disk          `json:"disks"`
 	Policy       Policy          `json:"policy"`
 
@@ -198,15 +211,59 @@ type Item struct {
 
 	Tested
 
-	Stream     StreamID   `json:"stream"`
-	Timeline   TimelineID `json:"timeline"`
-	Generation Generation `json:"generation"`
+	Replication
 
 	RecoveryPoint *RecoveryPoint `json:"recovery_point,omitempty"` // what it was failed over to
 	Machines
 
 	Status Status `json:"-"`
 	Record
+}
+
+// Shape is a machine's disks, and how it is described.
+type Shape struct {
+	Disks   []Disk          `json:"disks"`
+	Machine json.RawMessage `json:"machine,omitempty"`
+}
+
+// maxFormer is how many shapes of before are remembered.
+const maxFormer = 64
+
+// WithDisks returns the item with its machine as it is, or was, with disks of
+// these ids and sizes. What it was until now is remembered. Of disks that it
+// never had it is not known that any is one to boot from.
+func (it Item) WithDisks(disks []Disk) Item {
+	if SameDisks(it.Disks, disks) {
+		return it
+	}
+	now := Shape{it.Disks, it.Machine}
+	next := Shape{slices.Clone(disks), it.Machine}
+	for i, d := range next.Disks {
+		if at := slices.IndexFunc(it.Disks, func(o Disk) bool { return o.ID == d.ID }); at >= 0 {
+			next.Disks[i].Boot = it.Disks[at].Boot
+		}
+	}
+	var former []Shape
+	for _, s := range it.Former {
+		if SameDisks(s.Disks, disks) {
+			next = s
+		} else if !SameDisks(s.Disks, now.Disks) {
+			former = append(former, s)
+		}
+	}
+	if former = append(former, now); len(former) > maxFormer {
+		former = former[len(former)-maxFormer:]
+	}
+	it.Disks, it.Machine, it.Former = next.Disks, next.Machine, former
+	return it
+}
+
+// SameDisks says whether two lists have disks of the same ids and sizes, in any
+// order.
+func SameDisks(a, b []Disk) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(d Disk) bool {
+		return !slices.ContainsFunc(b, func(o Disk) bool { return o.ID == d.ID && o.Size == d.Size })
+	})
 }
 
 // ActiveSite returns the id of the site where the machine works in the item's

@@ -79,6 +79,14 @@ type MakePoint struct {
 	AppConsistent bool   `json:"app_consistent,omitempty" doc:"Freeze the file systems in the guest for it; if that fails, the point is crash-consistent"`
 }
 
+// Pause asks for an item's machine to be left alone for a time.
+type Pause struct {
+	Duration int64 `json:"duration,omitempty" minimum:"60" maximum:"604800" doc:"For how many seconds; empty: one hour. Then replication goes on by itself"`
+}
+
+// Resume asks for a pause to end.
+type Resume struct{}
+
 // CancelItem asks for the job that works on an item to stop.
 type CancelItem struct{}
 

@@ -88,7 +88,7 @@ func decideWithoutJob(s situation) decision {
 		return decision{act: actDelete, mode: ModeRescan}
 	case s.root.Image.Size != s.disk.Size:
 		return decision{mode: ModePaused, resized: true, problem: fmt.Sprintf(
-			"the disk has %d bytes now, and %d when it was protected; protect the machine anew to take up the new size", s.root.Image.Size, s.disk.Size)}
+			"the disk has %d bytes now, and had %d; the server has the new size taken over", s.root.Image.Size, s.disk.Size)}
 	case s.root.RO:
 		return decision{mode: ModePaused, problem: "the disk is read-only; make it writable or protect the machine without it"}
 	case !s.ready:

@@ -41,6 +41,9 @@ type Order struct {
 	MachineID  string              `json:"machine_id"`
 	Disks      []DiskRef           `json:"disks"`
 	Tuning     Tuning              `json:"tuning"`
+	// PausedUntil is until when the machine is left alone: no mirror runs, so that
+	// others can resize, back up or snapshot its disks. Zero: not.
+	PausedUntil time.Time `json:"paused_until,omitzero"`
 }
 
 // Validate returns what is wrong with an order.
@@ -86,6 +89,11 @@ type Status struct {
 	Code    string    `json:"code,omitempty"`
 	Problem string    `json:"problem,omitempty"`
 	Since   time.Time `json:"since,omitzero"`
+	// Quiet says, while it is paused, that nothing of the gateway is in the machine.
+	Quiet bool `json:"quiet,omitempty"`
+	// Machine names what the machine was when it was looked at last; when it
+	// changes, so has the machine. Empty: it was not looked at yet.
+	Machine string `json:"machine,omitempty"`
 	// Stalls counts how often the ingest process was killed because it did not
 	// answer within the bound.
 	Stalls int `json:"stalls"`
@@ -111,6 +119,7 @@ const (
 	CodeIngest           = "ingest"
 	CodeSourceOff        = "source_off"
 	CodeDiskResized      = "disk_resized"
+	CodePaused           = "paused"
 )
 
 // Opener opens the site that an order names. The command builds it from the

@@ -33,6 +33,9 @@ type replication struct {
 	code   string
 	err    error
 	since  time.Time
+	pause  string // that the machine is left alone, and until when; empty: it is not
+	quiet  bool   // it is left alone already
+	looked look
 }
 
 func newReplication(s *Supervisor, o Order) *replication {
@@ -53,6 +56,7 @@ func (r *replication) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.keepOpen(ctx, opened) })
 	g.Go(func() error { return r.keepMirror(ctx, opened) })
+	g.Go(func() error { return r.keepLooking(ctx) })
 	if err := g.Wait(); err != nil && ctx.Err() == nil {
 		r.log.Error("replication ended", "error", err)
 	}
@@ -111,6 +115,9 @@ func (r *replication) openUntil(ctx context.Context) (fresh bool, err error) {
 // keepMirror runs the mirror; when the account of changes was lost, a mirror
 // that may believe itself in sync is removed first.
 func (r *replication) keepMirror(ctx context.Context, opened <-chan bool) error {
+	if !r.sitOut(ctx) {
+		return nil
+	}
 	var running *mirrorRun
 	defer func() { running.end() }()
 	for {
@@ -270,13 +277,25 @@ func (r *replication) note(code string, err error) {
 	r.code, r.err = code, err
 }
 
-// status joins what the mirror, the ingest and the supervisor know.
+// status is how the replication fares; a pause goes before what comes of it.
 func (r *replication) status(ctx context.Context) Status {
+	st := r.unpaused(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pause != "" && st.Code != CodeFenced {
+		st.Mode, st.Code, st.Problem, st.Since = string(capture.ModePaused), CodePaused, r.pause, time.Time{}
+	}
+	return st
+}
+
+// unpaused joins what the mirror, the ingest and the supervisor know.
+func (r *replication) unpaused(ctx context.Context) Status {
 	st := Status{Item: r.order.Item, Stream: r.order.Stream, Timeline: r.order.Timeline, Mode: string(capture.ModeDisconnected)}
 	_, stalls, childErr := r.sup.child.state()
 	st.Stalls = stalls
 	r.mu.Lock()
 	mirror := r.mirror
+	st.Machine, st.Quiet = r.looked.hash, r.quiet
 	if r.err != nil {
 		st.Code, st.Problem, st.Since = r.code, r.err.Error(), r.since
 	}

@@ -495,7 +495,7 @@ func (s *stream) baseView(ctx context.Context, id string, at holdfast.Position) 
 	if err := s.opts.Stream.Refresh(ctx); err != nil {
 		return nil, err
 	}
-	view, err := s.opts.Stream.View(ctx, s.opts.Writer.Timeline(), at)
+	view, err := s.opts.Stream.Base(ctx, s.opts.Writer.Timeline(), at)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/provider"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/vfs"
 )
@@ -263,6 +264,15 @@ func (s *Supervisor) Handler() http.Handler {
 		}
 		reply(w, job.status(r.Context()), nil)
 	})
+	mux.HandleFunc("GET /v1/orders/{item}/machine", func(w http.ResponseWriter, r *http.Request) {
+		job, err := s.lookup(r.PathValue("item"))
+		if err != nil {
+			reply(w, nil, err)
+			return
+		}
+		m, err := job.seen()
+		reply(w, m, err)
+	})
 	mux.HandleFunc("DELETE /v1/orders/{item}", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, struct{}{}, s.Withdraw(r.Context(), r.PathValue("item")))
 	})
@@ -310,6 +320,14 @@ func (c *Client) Status(ctx context.Context, item string) (Status, error) {
 	var st Status
 	err := c.control.call(ctx, "GET", "/v1/orders/"+item, nil, &st)
 	return st, err
+}
+
+// Machine returns an item's machine as it was when its gateway looked last, which
+// is every few seconds; ErrUnknownOrder if there is no order for the item.
+func (c *Client) Machine(ctx context.Context, item string) (provider.Machine, error) {
+	var m provider.Machine
+	err := c.control.call(ctx, "GET", "/v1/orders/"+item+"/machine", nil, &m)
+	return m, err
 }
 
 // Statuses returns how every order fares.

@@ -53,7 +53,9 @@ func lifecycleRoutes(b *builder) {
 	itemJob(b, "undo-failover", svc.Failovers.UndoFailover, func(u *api.UndoFailover) *int64 { return &u.IfVersion })
 	itemJob(b, "reprotect-item", svc.Replications.Reprotect, func(r *api.Reprotect) *int64 { return &r.IfVersion })
 	itemJob(b, "resync-item", svc.Replications.Resync, nil)
-	itemJob(b, "make-point", svc.Replications.MakePoint, nil)
+	itemJob(b, "make-point", svc.Points.MakePoint, nil)
+	itemJob(b, "pause-item", svc.Replications.Pause, nil)
+	itemJob(b, "resume-item", svc.Replications.Resume, nil)
 	itemJob(b, "cancel-item", svc.Replications.CancelItem, nil)
 	type checkInput struct {
 		ItemPath

@@ -61,8 +61,10 @@ type Replications interface {
 	Reprotect(ctx context.Context, item string, reprotect api.Reprotect) (api.Job, error)
 	// Resync starts the job that compares source and vault.
 	Resync(ctx context.Context, item string, resync api.Resync) (api.Job, error)
-	// MakePoint starts the job that makes a recovery point of the present moment.
-	MakePoint(ctx context.Context, item string, point api.MakePoint) (api.Job, error)
+	// Pause starts the job that has the item's machine left alone for a time.
+	Pause(ctx context.Context, item string, pause api.Pause) (api.Job, error)
+	// Resume starts the job that ends a pause.
+	Resume(ctx context.Context, item string, resume api.Resume) (api.Job, error)
 	// CancelItem cancels the job that works on the item, and returns it.
 	CancelItem(ctx context.Context, item string, cancel api.CancelItem) (api.Job, error)
 }
@@ -108,6 +110,8 @@ type Points interface {
 	ListPoints(ctx context.Context, item string) (api.Points, error)
 	// ListTimelines returns the timelines of an item's history, newest first.
 	ListTimelines(ctx context.Context, item string) (api.Timelines, error)
+	// MakePoint starts the job that makes a recovery point of the present moment.
+	MakePoint(ctx context.Context, item string, point api.MakePoint) (api.Job, error)
 }
 
 // Jobs are the durable work.

@@ -9,6 +9,7 @@ import (
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/gateway"
 	"github.com/holdfast-dr/holdfast/internal/job"
+	"github.com/holdfast-dr/holdfast/internal/provider"
 )
 
 // What is asked of a site, a gateway or the vault may never be answered: a host
@@ -74,6 +75,13 @@ func (g boundedGateway) Status(ctx context.Context, item string) (gateway.Status
 	ctx, cancel := context.WithTimeoutCause(ctx, statusWait, errNoAnswer)
 	defer cancel()
 	return g.Gateway.Status(ctx, item)
+}
+
+// Machine returns the machine as the gateway saw it last.
+func (g boundedGateway) Machine(ctx context.Context, item string) (provider.Machine, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, statusWait, errNoAnswer)
+	defer cancel()
+	return g.Gateway.Machine(ctx, item)
 }
 
 // Mark makes a recovery point.

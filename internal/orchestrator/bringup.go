@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/block"
@@ -37,7 +38,7 @@ func (c *Orchestrator) failoverDefine(ctx context.Context, r *failoverRun) error
 	if err := c.serveView(ctx, r.item, r.in.Handle, r.st.Point); err != nil {
 		return err
 	}
-	rec, err := c.recovered(r.item, r.in.Handle, r.in.TargetName)
+	rec, err := c.recovered(ctx, r.item, r.in.Handle, r.in.TargetName, r.st.Point)
 	if err != nil {
 		return err
 	}
@@ -54,9 +55,14 @@ func (c *Orchestrator) failoverDefine(ctx context.Context, r *failoverRun) error
 	})
 }
 
-// recovered says what machine a target shall make.
-func (c *Orchestrator) recovered(it holdfast.Item, handle, name string) (provider.Recovered, error) {
+// recovered says what machine a target shall make: the item's, with the disks
+// that it had then.
+func (c *Orchestrator) recovered(ctx context.Context, it holdfast.Item, handle, name string, p holdfast.RecoveryPoint) (provider.Recovered, error) {
 	rec := provider.Recovered{Handle: handle, Name: name}
+	it, err := c.itemAt(ctx, it, p)
+	if err != nil {
+		return rec, err
+	}
 	if err := json.Unmarshal(it.Machine, &rec.Machine); err != nil {
 		return rec, fmt.Errorf("decode description of machine %s: %w", it.MachineName, err)
 	}
@@ -163,8 +169,8 @@ func (c *Orchestrator) bring(ctx context.Context, step *job.Step, it holdfast.It
 			return err
 		}
 		b := bringing{step: step, replica: p.Replica, machine: left.MachineID, base: base, view: view}
-		for _, d := range it.Disks {
-			n, err := b.disk(ctx, d.ID)
+		for _, d := range view.Disks() {
+			n, err := b.disk(ctx, d)
 			if err != nil {
 				return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "bring disk " + d.ID + " of machine " + left.Name + " up to date at site", Thing: site.Name, Err: err}
 			}
@@ -187,9 +193,26 @@ type bringing struct {
 	view    *vault.View
 }
 
+// open opens a disk of the machine, with the size that the view's has.
+func (b bringing) open(ctx context.Context, d vault.Disk) (provider.ReplicaDisk, error) {
+	disk, err := b.replica.OpenDisk(ctx, b.machine, d.ID)
+	if err != nil || disk.Size() == d.Size {
+		return disk, err
+	}
+	b.step.Log(fmt.Sprintf("disk %s: its size is changed from %d to %d bytes", d.ID, disk.Size(), d.Size))
+	if err := disk.Close(); err != nil {
+		return nil, err
+	}
+	if err := b.replica.ResizeDisk(ctx, b.machine, d.ID, d.Size); err != nil {
+		return nil, err
+	}
+	return b.replica.OpenDisk(ctx, b.machine, d.ID)
+}
+
 // disk makes one disk equal to the view and returns how many bytes it wrote.
-func (b bringing) disk(ctx context.Context, id string) (int64, error) {
-	disk, err := b.replica.OpenDisk(ctx, b.machine, id)
+func (b bringing) disk(ctx context.Context, d vault.Disk) (int64, error) {
+	id := d.ID
+	disk, err := b.open(ctx, d)
 	if err != nil {
 		return 0, err
 	}
@@ -212,10 +235,18 @@ func (b bringing) disk(ctx context.Context, id string) (int64, error) {
 
 // differing returns where the disk differs from the view.
 func (b bringing) differing(ctx context.Context, disk block.Image, id string) (*block.Set, error) {
-	if b.base != nil {
+	if was, err := diskOf(b.base, id); err == nil && was.Size() == disk.Size() {
 		return b.base.Diff(ctx, b.view, id)
 	}
 	return b.view.Differs(ctx, id, disk, func(done, total int64) { b.step.Progress(done, total, "bytes") })
+}
+
+// diskOf returns a disk of a view that may be nil.
+func diskOf(v *vault.View, id string) (block.Image, error) {
+	if v == nil {
+		return nil, vault.ErrNoPosition
+	}
+	return v.Disk(id)
 }
 
 // compare returns how many bytes of the disk differ from the view.
@@ -241,7 +272,7 @@ func (c *Orchestrator) compare(ctx context.Context, r *failoverRun, s *provider.
 	}
 	b := bringing{step: r.Step, replica: s.Replica, machine: m.MachineID, view: view}
 	var all int64
-	for _, d := range r.item.Disks {
+	for _, d := range view.Disks() {
 		n, err := b.compare(ctx, d.ID)
 		if err != nil {
 			return all, &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "compare disk " + d.ID + " of machine", Thing: m.Name, Err: err}
@@ -310,7 +341,11 @@ func moved(i holdfast.Item, in failoverInput, st failoverState) holdfast.Item {
 		i = i.WithCopy(in.From, left)
 	}
 	i.RecoveryPoint, i.Timeline, i.Generation = &st.Point, st.Timeline, st.Generation
-	return i
+	i.PausedUntil = time.Time{}
+	if st.Disks == nil { // a job of an earlier version
+		return i
+	}
+	return i.WithDisks(st.Disks)
 }
 
 // takeBack undoes, as far as it can, what an attempt that did not succeed has

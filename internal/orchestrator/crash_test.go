@@ -105,6 +105,13 @@ func operations() []operation {
 			}
 		}},
 		{"resync", nothing, func(r *rig) (api.Job, error) { return r.Resync(r.t.Context(), machine, api.Resync{}) }, "protected", reads},
+		{"take over disks", nothing, func(r *rig) (api.Job, error) { return r.growing(2 * diskSize) }, "protected", func(r *rig) {
+			r.hasDisks(map[string]int64{"vda": 2 * diskSize, "vdb": 64 << 10})
+			r.write(diskSize+4096, 7)
+			failover(r)
+			r.reads(0, 1)
+			r.reads(diskSize+4096, 7)
+		}},
 		{"disable", nothing, func(r *rig) (api.Job, error) { return r.DisableItem(r.t.Context(), machine, api.Disable{}) }, "", nothing},
 	}
 }
@@ -218,6 +225,7 @@ var kinds = map[string]map[string]bool{
 	"change point": {"change_point": true, "hydrate": true}, "change point, keeping": {"change_point": true, "hydrate": true}, "reprotect, keeping": {"reprotect": true}, "undo": {"undo_failover": true}, "commit": {"commit": true, "hydrate": true},
 	"reprotect": {"reprotect": true}, "failback": {"failback": true}, "unplanned failback": {"failover": true}, "commit of a failback": {"commit": true},
 	"test failover": {"test_failover": true}, "clean-up": {"clean_up": true}, "resync": {"resync": true},
+	"take over disks": {"update_disks": true},
 }
 
 // idle waits until no job is under way, and the item waits for none.

@@ -57,6 +57,7 @@ type failoverState struct {
 	Last       holdfast.Position      `json:"last,omitempty"` // end of the old timeline
 	AsOf       time.Time              `json:"as_of,omitzero"` // the old timeline has all that was written until then
 	Point      holdfast.RecoveryPoint `json:"point,omitzero"`
+	Disks      []holdfast.Disk        `json:"disks,omitempty"`    // that the machine had at Point
 	Newest     bool                   `json:"newest,omitempty"`   // Point is the newest that there was
 	Timeline   holdfast.TimelineID    `json:"timeline,omitempty"` // the new one
 	Reuse      bool                   `json:"reuse,omitempty"`    // the machine that is there already is brought up to date
@@ -238,8 +239,12 @@ func (c *Orchestrator) failoverCheck(ctx context.Context, r *failoverRun) error 
 	if err != nil {
 		return err
 	}
-	if _, err := holdfast.ResolvePoint(r.in.Request, h); err != nil {
+	res, err := holdfast.ResolvePoint(r.in.Request, h)
+	if err != nil {
 		return err // it is gone since it was asked for
+	}
+	if r.item, err = c.itemAt(ctx, r.item, res.Point); err != nil {
+		return err
 	}
 	if err := c.checkDamage(ctx, r, h); err != nil {
 		return err
@@ -294,10 +299,10 @@ func (c *Orchestrator) reusable(ctx context.Context, it holdfast.Item, at string
 		return false, &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "look at machine", Thing: left.Name, Err: err}
 	}
 	for _, d := range it.Disks {
-		if !slices.ContainsFunc(m.Disks, func(o provider.Disk) bool { return o.ID == d.ID && o.Size == d.Size }) {
+		if !slices.ContainsFunc(m.Disks, func(o provider.Disk) bool { return o.ID == d.ID }) {
 			return false, &holdfast.Error{Kind: holdfast.KindConflict, Op: "reuse machine", Thing: left.Name,
-				Cause: fmt.Sprintf("it has no disk %s of %d bytes any more", d.ID, d.Size),
-				Hint:  "Give it back its disk, or remove or rename that machine: then it is made anew"}
+				Cause: fmt.Sprintf("it has no disk %s", d.ID),
+				Hint:  "Give it a disk of that name, of any size; or remove or rename that machine: then it is made anew"}
 		}
 	}
 	return true, nil
@@ -470,6 +475,9 @@ func (c *Orchestrator) failoverResolve(ctx context.Context, r *failoverRun) erro
 			r.Log(res.Warning)
 		}
 		r.st.Point = res.Point
+		if r.st.Disks, err = c.disksAt(ctx, r.item, res.Point); err != nil {
+			return err
+		}
 		if newest, ok := h.Newest(); ok {
 			r.st.Newest = newest.Position == res.Point.Position && newest.Timeline == past(r.item).Timeline
 		}

@@ -9,6 +9,7 @@ import (
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/block"
 	"github.com/holdfast-dr/holdfast/internal/gateway"
+	"github.com/holdfast-dr/holdfast/internal/provider"
 	"github.com/holdfast-dr/holdfast/internal/provider/providertest"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
@@ -65,7 +66,7 @@ func (g *fakeGateway) Put(ctx context.Context, o gateway.Order) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.puts++
-	if old := g.orders[o.Item]; old != nil && old.order.Timeline == o.Timeline && old.order.MachineID == o.MachineID {
+	if old := g.orders[o.Item]; old != nil && old.order.Timeline == o.Timeline && old.order.MachineID == o.MachineID && old.order.PausedUntil.Equal(o.PausedUntil) {
 		return nil
 	}
 	s, err := g.rig.vault.OpenStream(ctx, o.Stream)
@@ -77,15 +78,17 @@ func (g *fakeGateway) Put(ctx context.Context, o gateway.Order) error {
 		return err
 	}
 	r := &fakeReplication{order: o, stream: s, writer: w}
-	if err := r.rescan(ctx, g.fake(o)); err != nil {
-		return err
+	if !o.PausedUntil.After(time.Now()) {
+		if err := r.rescan(ctx, g.fake(o)); err != nil {
+			return err
+		}
 	}
 	g.orders[o.Item] = r
 	return nil
 }
 
 func (r *fakeReplication) rescan(ctx context.Context, f *providertest.Fake) error {
-	view, err := r.stream.View(ctx, r.order.Timeline, r.writer.Next()-1)
+	view, err := r.stream.Base(ctx, r.order.Timeline, r.writer.Next()-1)
 	if err != nil {
 		return err
 	}
@@ -139,7 +142,7 @@ func (g *fakeGateway) write(machine, disk string, off int64, p []byte) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, r := range g.orders {
-		if r.order.MachineID != machine || r.fenced {
+		if r.order.MachineID != machine || r.fenced || r.order.PausedUntil.After(time.Now()) {
 			continue
 		}
 		_, err := r.writer.Write(disk, off, p, time.Now())
@@ -176,7 +179,28 @@ func (g *fakeGateway) Status(ctx context.Context, item string) (gateway.Status, 
 	if r == nil {
 		return gateway.Status{}, gateway.ErrUnknownOrder
 	}
-	return gateway.Status{Item: item, Mode: string(holdfast.ModeContinuous), Consistent: !g.copies, Timeline: r.order.Timeline, AsOf: time.Now()}, nil
+	st := gateway.Status{Item: item, Mode: string(holdfast.ModeContinuous), Consistent: !g.copies, Timeline: r.order.Timeline, AsOf: time.Now()}
+	if m, err := g.fake(r.order).Site().Inventory.Machine(ctx, r.order.MachineID); err == nil {
+		st.Machine, _ = gateway.MachineHash(m)
+	}
+	if r.order.PausedUntil.After(time.Now()) {
+		st.Mode, st.Code, st.Problem, st.Quiet, st.Consistent = string(holdfast.ModePaused), gateway.CodePaused, "paused", true, false
+	}
+	return st, nil
+}
+
+// Machine looks at the machine.
+func (g *fakeGateway) Machine(ctx context.Context, item string) (provider.Machine, error) {
+	if err := g.ready(ctx); err != nil {
+		return provider.Machine{}, err
+	}
+	g.mu.Lock()
+	r := g.orders[item]
+	g.mu.Unlock()
+	if r == nil {
+		return provider.Machine{}, gateway.ErrUnknownOrder
+	}
+	return g.fake(r.order).Site().Inventory.Machine(ctx, r.order.MachineID)
 }
 
 // Point makes a recovery point, in the vault.

@@ -56,7 +56,10 @@ func (c *Orchestrator) keepWrites(ctx context.Context, k keeping) (equal holdfas
 		return equal, 0, vaultError("open recovery point", b.base.Position.String(), err)
 	}
 	err = c.withSite(ctx, k.at, func(site holdfast.Site, p *provider.Site) error {
-		for _, d := range k.item.Disks {
+		if view, err = b.sized(ctx, p.Replica, machine, view); err != nil {
+			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "look at the disks of machine " + machine.Name + " at site", Thing: site.Name, Err: err}
+		}
+		for _, d := range view.Disks() {
 			if err := b.disk(ctx, p.Replica, machine.MachineID, d.ID, view); err != nil {
 				return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "keep what is on disk " + d.ID + " of machine " + machine.Name + " at site", Thing: site.Name, Err: err}
 			}
@@ -81,6 +84,38 @@ type keeper struct {
 	name string // of the point at its end
 	w    *vault.Writer
 	kept int64
+	// disks are the machine's if they have other sizes than those of the base.
+	disks []vault.Disk
+}
+
+// sized returns the base with disks of the sizes that the machine's have. If they
+// are others, they begin a timeline.
+func (b *keeper) sized(ctx context.Context, replica provider.Replica, machine holdfast.Copy, view *vault.View) (*vault.View, error) {
+	disks := view.Disks()
+	for i, d := range disks {
+		disk, err := replica.OpenDisk(ctx, machine.MachineID, d.ID)
+		if err != nil {
+			return nil, err
+		}
+		disks[i].Size = disk.Size()
+		if err := disk.Close(); err != nil {
+			return nil, err
+		}
+	}
+	if slices.Equal(disks, view.Disks()) {
+		return view, nil
+	}
+	if b.onto != 0 { // that one has the other sizes
+		b.onto, b.tl, b.reason = 0, 0, "keep "+b.step.JobID()+" "+machine.Name
+		if _, done := b.begun(); done || b.tl != 0 && b.base.Timeline == b.tl {
+			return b.s.View(ctx, b.base.Timeline, b.base.Position)
+		}
+	}
+	b.disks = disks
+	if err := b.open(ctx); err != nil {
+		return nil, err
+	}
+	return b.s.Base(ctx, b.tl, b.base.Position)
 }
 
 // begun looks for what an interrupted attempt has written. done says that it was
@@ -135,7 +170,7 @@ func (b *keeper) open(ctx context.Context) (err error) {
 	}
 	generation := b.generation()
 	if b.tl == 0 {
-		b.tl, err = b.s.Fork(ctx, vault.ForkOptions{From: b.base.Timeline, At: b.base.Position, Generation: generation, Reason: b.reason, Now: b.now()})
+		b.tl, err = b.s.Fork(ctx, vault.ForkOptions{From: b.base.Timeline, At: b.base.Position, Generation: generation, Reason: b.reason, Now: b.now(), Disks: b.disks})
 		if err != nil {
 			return vaultError("fork stream", b.item.Name, err)
 		}

@@ -286,7 +286,7 @@ func (c *Orchestrator) undoFork(ctx context.Context, step *job.Step, it holdfast
 			return vaultError("close timeline", it.Name, err)
 		}
 	}
-	st.Timeline, err = s.Fork(ctx, vault.ForkOptions{From: old, At: tail, Generation: st.Generation, Reason: reason, Now: c.now()})
+	st.Timeline, err = s.Fork(ctx, vault.ForkOptions{From: old, At: tail, Generation: st.Generation, Reason: reason, Now: c.now(), Disks: s.Disks(old)})
 	return vaultError("fork stream", it.Name, err)
 }
 
@@ -312,8 +312,12 @@ func (c *Orchestrator) undoStart(ctx context.Context, _ *job.Step, it holdfast.I
 }
 
 func (c *Orchestrator) undoReplicate(ctx context.Context, _ *job.Step, it holdfast.Item, st *undoState) error {
+	s, err := c.stream(ctx, it.Stream)
+	if err != nil {
+		return vaultError("open stream", it.Name, err)
+	}
 	it.Timeline, it.Generation = st.Timeline, st.Generation
-	return c.giveOrder(ctx, it, st.From)
+	return c.giveOrder(ctx, it.WithDisks(domainDisks(s.Disks(st.Timeline))), st.From)
 }
 
 // giveOrder has the gateway of a site replicate the item's machine there.
@@ -338,6 +342,17 @@ func (c *Orchestrator) undoFinish(ctx context.Context, step *job.Step) error {
 	if err := step.JobState(&st); err != nil {
 		return err
 	}
+	var disks []holdfast.Disk
+	if step.Ending().State == job.Succeeded {
+		it, s, err := c.itemStream(ctx, step)
+		if errors.Is(err, &holdfast.Error{Kind: holdfast.KindNotFound}) {
+			return nil
+		}
+		if err != nil {
+			return vaultError("open stream", it.Name, err)
+		}
+		disks = domainDisks(s.Disks(st.Timeline))
+	}
 	return c.outcome(holdfast.StateUndoingFailover, func(i holdfast.Item) holdfast.Item {
 		up := i.CopyAt(st.To)
 		if up.Equal = nil; up.Handle != "" {
@@ -345,7 +360,7 @@ func (c *Orchestrator) undoFinish(ctx context.Context, step *job.Step) error {
 		}
 		i = i.WithCopy(st.To, up)
 		i.Timeline, i.Generation, i.RecoveryPoint = st.Timeline, st.Generation, nil
-		return i
+		return i.WithDisks(disks)
 	}).Run(ctx, step)
 }
 

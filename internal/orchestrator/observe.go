@@ -102,7 +102,8 @@ func (c *Orchestrator) observeGateway(ctx context.Context, it holdfast.Item, ob 
 	if err == nil {
 		ob.gateway, err = g.Status(ctx, it.ID)
 	}
-	if errors.Is(err, gateway.ErrUnknownOrder) && c.orderAgain(ctx, it.ID) {
+	lost := errors.Is(err, gateway.ErrUnknownOrder) || err == nil && ob.gateway.Timeline != it.Timeline
+	if lost && c.orderAgain(ctx, it.ID) {
 		ob.gateway, err = g.Status(ctx, it.ID)
 	}
 	if err != nil {
@@ -112,6 +113,7 @@ func (c *Orchestrator) observeGateway(ctx context.Context, it holdfast.Item, ob 
 		return
 	}
 	ob.reached = true
+	seen.DisksChanged = c.watchShape(ctx, it, g, ob.gateway)
 	switch ob.gateway.Code {
 	case gateway.CodeVaultFull:
 		seen.VaultFull = ob.gateway.Problem
@@ -123,13 +125,16 @@ func (c *Orchestrator) observeGateway(ctx context.Context, it holdfast.Item, ob 
 		seen.SourceOff = true
 	case gateway.CodeDiskResized:
 		seen.DiskResized = ob.gateway.Problem
+	case gateway.CodePaused:
+		seen.Paused = ob.gateway.Problem
 	case gateway.CodeSource:
 		seen.SourceUnreachable = ob.gateway.Problem
 	}
 }
 
 // orderAgain gives a gateway its order again that has lost it, with its state
-// directory perhaps. The item is read after that was seen: an order that was
+// directory perhaps, or has not got the newest, because the job that gives it has
+// failed. The item is read after that was seen: an order that was
 // just taken back is not given again.
 func (c *Orchestrator) orderAgain(ctx context.Context, item string) bool {
 	it, err := c.opts.Store.Item(ctx, item)
@@ -139,7 +144,7 @@ func (c *Orchestrator) orderAgain(ctx context.Context, item string) bool {
 	if err := c.giveOrder(ctx, it, it.ActiveSite()); err != nil {
 		return false
 	}
-	c.log.Warn("the gateway had no order any more, and got it again", "item", it.Name)
+	c.log.Warn("the gateway had not the item's order, and got it again", "item", it.Name)
 	return true
 }
 
@@ -239,6 +244,9 @@ func (c *Orchestrator) applyReady(ctx context.Context, id string, ob observation
 // tend starts what has to be done for an item without being asked.
 func (c *Orchestrator) tend(ctx context.Context, it holdfast.Item, ob observation) {
 	c.scheduleAppPoint(ctx, it, ob)
+	if ob.reached {
+		c.scheduleDisks(ctx, it.ID)
+	}
 	handle := it.CopyAt(it.ActiveSite()).Handle
 	if handle == "" || it.RecoveryPoint == nil || it.CurrentJob != "" && it.State != holdfast.StateReprotecting || ob.recovery == nil {
 		return

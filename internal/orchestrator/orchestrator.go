@@ -67,17 +67,24 @@ type ItemStore interface {
 // Every method fails if the gateway cannot be reached, and with
 // gateway.ErrUnknownOrder if it has no order for the item.
 type Gateway interface {
+	Orders
+	// Point makes what was received a recovery point, in the vault on return.
+	Point(ctx context.Context, item, name string) (gateway.PointReply, error)
+	// Mark makes a recovery point of a consistency that the caller has brought
+	// about, placed on return, in the vault later.
+	Mark(ctx context.Context, item, name string, consistency holdfast.Consistency) (gateway.PointReply, error)
+}
+
+// Orders are what a gateway is to do, and how it fares.
+type Orders interface {
 	// Put gives an order, kept by the gateway on return.
 	Put(ctx context.Context, o gateway.Order) error
 	// Withdraw takes an order back and leaves the machine as it was found.
 	Withdraw(ctx context.Context, item string) error
 	// Status returns how replication fares.
 	Status(ctx context.Context, item string) (gateway.Status, error)
-	// Point makes what was received a recovery point, in the vault on return.
-	Point(ctx context.Context, item, name string) (gateway.PointReply, error)
-	// Mark makes a recovery point of a consistency that the caller has brought
-	// about, placed on return, in the vault later.
-	Mark(ctx context.Context, item, name string, consistency holdfast.Consistency) (gateway.PointReply, error)
+	// Machine returns the machine as the gateway saw it last.
+	Machine(ctx context.Context, item string) (provider.Machine, error)
 }
 
 // Views serves disks of views to targets; *recovery.Exports does.
@@ -142,6 +149,7 @@ type Orchestrator struct {
 	power    map[string]chan struct{} // by item; see lockPower
 	// appPoints is how the last application-consistent point of an item went.
 	appPoints map[string]appPoint
+	shapes    map[string]shapeSeen // by item
 	streams   map[holdfast.StreamID]*vault.Stream
 	verified  *verifyOutcome
 }
@@ -159,11 +167,11 @@ func New(o Options) (*Orchestrator, error) {
 	}
 	c := &Orchestrator{
 		opts: o, log: o.Logger, now: o.Now, settled: make(chan struct{}),
-		observed: map[string]observation{}, guards: map[string]guardSeen{}, power: map[string]chan struct{}{}, appPoints: map[string]appPoint{}, streams: map[holdfast.StreamID]*vault.Stream{},
+		observed: map[string]observation{}, guards: map[string]guardSeen{}, power: map[string]chan struct{}{}, appPoints: map[string]appPoint{}, shapes: map[string]shapeSeen{}, streams: map[holdfast.StreamID]*vault.Stream{},
 	}
 	c.engine = job.New(o.Jobs, job.Options{Logger: o.Logger, Now: o.Now, Hook: o.JobHook})
 	kinds := append(c.failoverKinds(), c.protectKind(), c.hydrateKind(), c.disableKind(), c.verifyKind(), c.commitKind(), c.undoKind(),
-		c.reprotectKind(), c.resyncKind(), c.testKind(), c.cleanUpKind(), c.pointKind())
+		c.reprotectKind(), c.resyncKind(), c.testKind(), c.cleanUpKind(), c.pointKind(), c.disksKind(), c.pauseKind())
 	c.kinds = kinds
 	return c, c.engine.Register(kinds...)
 }

@@ -120,8 +120,8 @@ func (c *Orchestrator) newItem(req api.Protect, m provider.Machine, from, to hol
 		ID: newID("item"), Name: req.Name, MachineID: m.ID, MachineName: m.Name, Machine: raw,
 		PrimarySite: from.ID, RecoverySite: to.ID, Policy: policyOf(req.Policy),
 		State: holdfast.StateUnprotected, Direction: holdfast.Forward,
-		Stream: holdfast.NewStreamID(), Timeline: 1, Generation: 1,
-		Record: holdfast.Record{CreatedAt: c.now(), UpdatedAt: c.now()},
+		Replication: holdfast.Replication{Stream: holdfast.NewStreamID(), Timeline: 1, Generation: 1},
+		Record:      holdfast.Record{CreatedAt: c.now(), UpdatedAt: c.now()},
 	}
 	if it.Name == "" {
 		it.Name = m.Name
@@ -284,11 +284,7 @@ func (c *Orchestrator) protectStream(ctx context.Context, _ *job.Step, it holdfa
 	if _, err := c.stream(ctx, it.Stream); err == nil {
 		return nil
 	}
-	disks := make([]vault.Disk, len(it.Disks))
-	for i, d := range it.Disks {
-		disks[i] = vault.Disk{ID: d.ID, Size: d.Size}
-	}
-	_, err := c.opts.Vault.CreateStream(ctx, vault.StreamOptions{ID: it.Stream, Name: it.Name, Disks: disks, Now: c.now()})
+	_, err := c.opts.Vault.CreateStream(ctx, vault.StreamOptions{ID: it.Stream, Name: it.Name, Disks: vaultDisks(it.Disks), Now: c.now()})
 	return vaultError("create stream", it.Name, err)
 }
 
@@ -315,6 +311,7 @@ func (c *Orchestrator) order(it holdfast.Item, site holdfast.Site, machine strin
 	o := gateway.Order{
 		Item: it.ID, Stream: it.Stream, Timeline: it.Timeline, Generation: it.Generation, Vault: c.opts.VaultRef,
 		Site: gateway.SiteRef{Provider: site.Provider, Settings: site.Settings}, MachineID: machine, Tuning: c.opts.Tuning,
+		PausedUntil: it.PausedUntil,
 	}
 	if p := it.Policy.WithDefaults().PointInterval; p > 0 {
 		o.Tuning.PointInterval = p

@@ -250,7 +250,7 @@ func (c *Orchestrator) testDefine(ctx context.Context, r *testRun) error {
 	if err := c.serveView(ctx, r.item, r.in.Handle, r.test.Point); err != nil {
 		return err
 	}
-	rec, err := c.recovered(r.item, r.in.Handle, r.in.Name)
+	rec, err := c.recovered(ctx, r.item, r.in.Handle, r.in.Name, r.test.Point)
 	if err != nil {
 		return err
 	}

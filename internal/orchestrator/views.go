@@ -87,7 +87,11 @@ func historyOf(s *vault.Stream, tl holdfast.TimelineID) holdfast.History {
 
 // serveView serves the disks of a recovery point to the target.
 func (c *Orchestrator) serveView(ctx context.Context, it holdfast.Item, handle string, p holdfast.RecoveryPoint) error {
-	missing := slices.ContainsFunc(it.Disks, func(d holdfast.Disk) bool { return !c.opts.Views.Has(exportName(handle, d.ID)) })
+	disks, err := c.disksAt(ctx, it, p)
+	if err != nil {
+		return err
+	}
+	missing := slices.ContainsFunc(disks, func(d holdfast.Disk) bool { return !c.opts.Views.Has(exportName(handle, d.ID)) })
 	if !missing {
 		return nil
 	}
@@ -95,7 +99,7 @@ func (c *Orchestrator) serveView(ctx context.Context, it holdfast.Item, handle s
 	if err != nil {
 		return err
 	}
-	for _, d := range it.Disks {
+	for _, d := range disks {
 		image, err := view.Disk(d.ID)
 		if err != nil {
 			return vaultError("open disk "+d.ID+" of recovery point", p.Position.String(), err)
@@ -110,8 +114,10 @@ func (c *Orchestrator) serveView(ctx context.Context, it holdfast.Item, handle s
 // dropView ends the serving of a recovery's disks.
 func (c *Orchestrator) dropView(it holdfast.Item, handle string) error {
 	var errs []error
-	for _, d := range it.Disks {
-		errs = append(errs, c.opts.Views.Remove(exportName(handle, d.ID)))
+	for _, s := range append(slices.Clone(it.Former), holdfast.Shape{Disks: it.Disks}) {
+		for _, d := range s.Disks {
+			errs = append(errs, c.opts.Views.Remove(exportName(handle, d.ID)))
+		}
 	}
 	return errors.Join(errs...)
 }

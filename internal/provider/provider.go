@@ -225,6 +225,10 @@ type Replica interface {
 	// from it. While it is open the machine cannot be started. What was written is
 	// durable after Flush. The caller closes it.
 	OpenDisk(ctx context.Context, machineID, diskID string) (ReplicaDisk, error)
+	// ResizeDisk gives a disk another size, in bytes, a multiple of 512: what it has
+	// more reads as zero, what it has less is lost. It fails as OpenDisk does, and
+	// where the disk is open, or on storage that somebody else must resize.
+	ResizeDisk(ctx context.Context, machineID, diskID string, size int64) error
 }
 
 // ReplicaDisk is an open disk of a machine that is off.

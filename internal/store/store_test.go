@@ -72,7 +72,7 @@ func item(id, name, machine string) holdfast.Item {
 		ID: id, Name: name, MachineID: machine, MachineName: "vm " + machine, Machine: json.RawMessage(`{"cpus":2}`),
 		PrimarySite: "s1", RecoverySite: "s2", Disks: []holdfast.Disk{{ID: "vda", Size: 1 << 40, Boot: true}}, Policy: holdfast.DefaultPolicy(),
 		State: holdfast.StateProtected, Direction: holdfast.Forward, Tested: holdfast.Tested{Tests: []holdfast.Test{{Handle: "t1", State: holdfast.TestRunning, StartedAt: t0}}, LastTest: &holdfast.TestRecord{Success: t0}},
-		CurrentJob: "j", Stream: holdfast.StreamID{1, 2}, Timeline: 3, Generation: 4, Machines: holdfast.Machines{Handle: "h"},
+		CurrentJob: "j", Replication: holdfast.Replication{Stream: holdfast.StreamID{1, 2}, Timeline: 3, Generation: 4}, Machines: holdfast.Machines{Handle: "h"},
 		RecoveryPoint: &holdfast.RecoveryPoint{ID: "p", Timeline: 2, Position: 1 << 63, Time: t0, Consistency: holdfast.ConsistencyApp},
 		Status:        holdfast.Status{RPO: time.Second},
 		Record:        holdfast.Record{CreatedAt: t0, UpdatedAt: t0},

@@ -3,6 +3,7 @@ package vault_test
 import (
 	"bytes"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -27,15 +28,16 @@ func (b branches) tail(tl int) holdfast.Position {
 	return b[tl].forkAt + holdfast.Position(len(b[tl].own))
 }
 
-// at returns the disks of a position of a timeline, with what they had.
-func (b branches) at(tl int, pos holdfast.Position) map[string][]byte {
+// at returns the disks of a position of a timeline, with what they had; those
+// that the timeline itself begins with if base.
+func (b branches) at(tl int, pos holdfast.Position, base bool) map[string][]byte {
 	t := b[tl]
-	if pos < t.forkAt {
-		return b.at(t.parent, pos)
+	if t.parent != 0 && pos <= t.forkAt && !base {
+		return b.at(t.parent, pos, false)
 	}
 	state := map[string][]byte{}
 	if t.parent != 0 {
-		before := b.at(t.parent, t.forkAt)
+		before := b.at(t.parent, t.forkAt, false)
 		for _, d := range t.disks {
 			state[d.ID] = make([]byte, d.Size)
 			copy(state[d.ID], before[d.ID])
@@ -55,7 +57,7 @@ func (b branches) at(tl int, pos holdfast.Position) map[string][]byte {
 
 // disksAt returns the disks of a position.
 func (b branches) disksAt(tl int, pos holdfast.Position) []vault.Disk {
-	if pos < b[tl].forkAt {
+	if b[tl].parent != 0 && pos <= b[tl].forkAt {
 		return b.disksAt(b[tl].parent, pos)
 	}
 	return b[tl].disks
@@ -166,7 +168,24 @@ func (b branches) check(t *testing.T, s *vault.Stream, tl int, pos holdfast.Posi
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := b.at(tl, pos)
+	b.compare(t, view, tl, b.at(tl, pos, false))
+	disks, err := s.DisksAt(holdfast.TimelineID(tl), pos)
+	if err != nil || !slices.Equal(disks, view.Disks()) {
+		t.Errorf("timeline %d at %d has disks %v (%v), its view has %v", tl, pos, disks, err, view.Disks())
+	}
+	if pos = b[tl].forkAt; b[tl].parent == 0 {
+		return
+	}
+	if view, err = s.Base(t.Context(), holdfast.TimelineID(tl), pos); err != nil {
+		t.Fatal(err)
+	}
+	b.compare(t, view, tl, b.at(tl, pos, true))
+}
+
+// compare compares a view with what should be there.
+func (b branches) compare(t *testing.T, view *vault.View, tl int, want map[string][]byte) {
+	t.Helper()
+	pos := view.Position()
 	if len(view.Disks()) != len(want) {
 		t.Errorf("timeline %d at %d has disks %v, want %d", tl, pos, view.Disks(), len(want))
 	}
@@ -174,7 +193,15 @@ func (b branches) check(t *testing.T, s *vault.Stream, tl int, pos holdfast.Posi
 		if int64(len(want[d.ID])) != d.Size {
 			t.Fatalf("disk %s of timeline %d at %d has %d bytes, want %d", d.ID, tl, pos, d.Size, len(want[d.ID]))
 		}
-		if got := content(t, s, holdfast.TimelineID(tl), pos, d.ID); !bytes.Equal(got, want[d.ID]) {
+		image, err := view.Disk(d.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, d.Size)
+		if err := image.ReadAt(t.Context(), got, 0); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want[d.ID]) {
 			t.Errorf("disk %s of timeline %d at %d differs from the model", d.ID, tl, pos)
 		}
 	}
@@ -201,25 +228,52 @@ func TestShrunkDisk(t *testing.T) {
 	}
 	seal(t, w)
 	tl := holdfast.TimelineID(1)
+	w = writerOf(t, s, 1)
+	if _, err := w.Mark(vault.Mark{Kind: vault.MarkConsistent}, start); err != nil {
+		t.Fatal(err)
+	}
+	seal(t, w)
+	at := holdfast.Position(3)
 	for _, disks := range [][]vault.Disk{{small}, {large, other}, nil} {
-		if tl, err = s.Fork(t.Context(), vault.ForkOptions{From: tl, At: 2, Generation: 1, Now: start, Disks: disks}); err != nil {
+		if tl, err = s.Fork(t.Context(), vault.ForkOptions{From: tl, At: at, Generation: 1, Now: start, Disks: disks}); err != nil {
 			t.Fatal(err)
 		}
+		w = writerOf(t, s, tl)
+		if at, err = w.Mark(vault.Mark{Kind: vault.MarkNote}, start); err != nil {
+			t.Fatal(err)
+		}
+		seal(t, w)
 	}
-	before, err := s.Fork(t.Context(), vault.ForkOptions{From: tl, At: 1, Generation: 1, Now: start})
+	before, err := s.Fork(t.Context(), vault.ForkOptions{From: tl, At: 2, Generation: 1, Now: start})
+	if err == nil {
+		err = s.Refresh(t.Context())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := content(t, s, tl, 2, "vda"); !bytes.Equal(got, append(bytes.Repeat([]byte{1}, 4096), make([]byte, 4096)...)) {
+	if got := content(t, s, tl, at, "vda"); !bytes.Equal(got, append(bytes.Repeat([]byte{1}, 4096), make([]byte, 4096)...)) {
 		t.Error("a disk that was made smaller and larger again has what it had before")
 	}
-	if got := content(t, s, tl, 2, "vdb"); !bytes.Equal(got, make([]byte, 4096)) {
+	if got := content(t, s, tl, at, "vdb"); !bytes.Equal(got, make([]byte, 4096)) {
 		t.Error("a disk that was gone has what it had before")
 	}
-	if got := content(t, s, before, 1, "vda"); !bytes.Equal(got, ones) {
+	if got := content(t, s, before, 2, "vda"); !bytes.Equal(got, ones) {
 		t.Error("a fork from before the disk was made smaller has not what was there")
+	}
+	// With other disks nothing is consistent before somebody notes it.
+	if rs := s.Ranges(tl); len(rs) != 1 || rs[0].To != 3 {
+		t.Errorf("ranges are %+v, want one that ends where the disks change", rs)
 	}
 	if _, err := s.Fork(t.Context(), vault.ForkOptions{From: tl, At: 2, Generation: 1, Now: start, Disks: []vault.Disk{}}); err == nil {
 		t.Error("a fork without disks is made")
 	}
+}
+
+func writerOf(t *testing.T, s *vault.Stream, tl holdfast.TimelineID) *vault.Writer {
+	t.Helper()
+	w, err := s.Writer(t.Context(), vault.WriterOptions{Timeline: tl, Generation: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
 }

@@ -176,7 +176,7 @@ func (s *Stream) disksOfFork(o ForkOptions) []Disk {
 	want := o.Disks
 	if want == nil {
 		parts, _ := s.lineage(o.From)
-		way := s.way(parts, o.At)
+		way := s.way(parts, o.At, false)
 		want = way[len(way)-1].disks
 	}
 	if slices.Equal(want, s.disksOf(o.From)) {

@@ -163,7 +163,13 @@ func (s *Stream) ranges(tl holdfast.TimelineID) []Range {
 	}
 	var last holdfast.Position
 	var lastAt time.Time
+	var disks []Disk
 	for _, p := range parts {
+		// Nobody has noted a consistent moment with other disks yet.
+		if now := s.disksOf(p.t.desc.ID); disks == nil || !slices.Equal(disks, now) {
+			end(last, lastAt)
+			disks = now
+		}
 		for _, m := range p.t.marks {
 			if m.pos > p.to {
 				break

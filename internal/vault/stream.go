@@ -105,6 +105,17 @@ func (s *Stream) Disks(tl holdfast.TimelineID) []Disk {
 	return slices.Clone(s.disksOf(tl))
 }
 
+// DisksAt returns the disks that the machine had at a position, as View would. It
+// fails as View does.
+func (s *Stream) DisksAt(tl holdfast.TimelineID, pos holdfast.Position) ([]Disk, error) {
+	v := &View{s: s, timeline: tl, pos: pos}
+	way, err := v.find(false)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Clone(way[len(way)-1].disks), nil
+}
+
 // disksOf returns the disks of a timeline: its own, or those of the nearest
 // ancestor that has some. The caller holds mu or refresh.
 func (s *Stream) disksOf(tl holdfast.TimelineID) []Disk {

@@ -31,11 +31,21 @@ type diskView struct {
 
 // View opens a position of a timeline; it fails with ErrNoPosition if that is
 // beyond its end, and with ErrCorrupt if it is beyond damage. It reads no data.
-// Refresh first to see the newest. The position at which a timeline forks has the
-// disks of whichever timeline is asked for.
+// Refresh first to see the newest. The disks are those that the machine had then:
+// where a timeline forks, those of the timeline that it is a fork of.
 func (s *Stream) View(ctx context.Context, tl holdfast.TimelineID, pos holdfast.Position) (*View, error) {
+	return s.view(ctx, tl, pos, false)
+}
+
+// Base is View, but where the timeline forks it has the timeline's own disks: it
+// is what a writer begins with.
+func (s *Stream) Base(ctx context.Context, tl holdfast.TimelineID, pos holdfast.Position) (*View, error) {
+	return s.view(ctx, tl, pos, true)
+}
+
+func (s *Stream) view(ctx context.Context, tl holdfast.TimelineID, pos holdfast.Position, base bool) (*View, error) {
 	v := &View{s: s, timeline: tl, pos: pos, disks: map[string]*diskView{}}
-	way, err := v.find()
+	way, err := v.find(base)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +61,7 @@ func (s *Stream) View(ctx context.Context, tl holdfast.TimelineID, pos holdfast.
 }
 
 // find returns the way from the beginning to the view's position.
-func (v *View) find() ([]stretch, error) {
+func (v *View) find(base bool) ([]stretch, error) {
 	v.s.mu.RLock()
 	defer v.s.mu.RUnlock()
 	parts, broken := v.s.lineage(v.timeline)
@@ -64,17 +74,19 @@ func (v *View) find() ([]stretch, error) {
 		}
 		return nil, fmt.Errorf("open view at position %s: timeline %s can be read to %s: %w", v.pos, v.timeline, last, broken)
 	}
-	way := v.s.way(parts, v.pos)
+	way := v.s.way(parts, v.pos, base)
 	v.consistent = slices.ContainsFunc(v.s.ranges(v.timeline), func(r Range) bool { return r.From <= v.pos && v.pos <= r.To })
 	return way, nil
 }
 
 // way returns what leads to a position, of the parts that a timeline has. A part
-// that was forked off before its parent began is not on it. The caller holds mu.
-func (s *Stream) way(parts []part, pos holdfast.Position) []stretch {
+// of which the timeline was forked off before its own beginning is not on it, and
+// one that forks at the very position only for its base. The caller holds mu.
+func (s *Stream) way(parts []part, pos holdfast.Position, base bool) []stretch {
 	var way []stretch
 	for _, p := range parts {
-		if p.t.desc.ForkAt <= min(pos, p.to) {
+		at := p.t.desc.ForkAt
+		if len(way) == 0 || at < min(pos, p.to) || base && at <= min(pos, p.to) {
 			way = append(way, stretch{p.t.desc.ID, s.disksOf(p.t.desc.ID), p.t.segs, min(pos, p.to)})
 		}
 	}

@@ -58,7 +58,17 @@ func (w *World) Resync(_ context.Context, item string, v api.Resync) (api.Job, e
 	return w.itemJob("Resync", "resync", item, v)
 }
 
-// MakePoint implements httpd.Replications.
+// Pause implements httpd.Replications.
+func (w *World) Pause(_ context.Context, item string, v api.Pause) (api.Job, error) {
+	return w.itemJob("Pause", "pause", item, v)
+}
+
+// Resume implements httpd.Replications.
+func (w *World) Resume(_ context.Context, item string, v api.Resume) (api.Job, error) {
+	return w.itemJob("Resume", "pause", item, v)
+}
+
+// MakePoint implements httpd.Points.
 func (w *World) MakePoint(_ context.Context, item string, v api.MakePoint) (api.Job, error) {
 	return w.itemJob("MakePoint", "point", item, v)
 }

@@ -3,7 +3,9 @@ package libvirt
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 
 	"github.com/beevik/etree"
 
@@ -87,11 +89,24 @@ func (s *site) setDisks(r *recovery, devices *etree.Element) error {
 			devices.RemoveChild(e)
 		}
 	}
-	for dev := range sources {
-		return fmt.Errorf("the source's definition has no disk %s", dev)
+	for _, dev := range slices.Sorted(maps.Keys(sources)) {
+		// It was added at another site, whose definition this is not.
+		bus, ok := buses[dev[:min(2, len(dev))]]
+		if !ok {
+			return fmt.Errorf("the source's definition has no disk %s, and its name does not tell its bus", dev)
+		}
+		e := devices.CreateElement("disk")
+		e.CreateAttr("device", "disk")
+		target := e.CreateElement("target")
+		target.CreateAttr("dev", dev)
+		target.CreateAttr("bus", bus)
+		s.setDisk(r, e, sources[dev])
 	}
 	return nil
 }
+
+// buses are those of disks by the beginning of their names.
+var buses = map[string]string{"vd": "virtio", "sd": "scsi", "hd": "ide"}
 
 func (s *site) setDisk(r *recovery, e *etree.Element, src provider.DiskSource) {
 	removeAll(e, "source", "backingStore", "mirror", "alias", "encryption", "auth")

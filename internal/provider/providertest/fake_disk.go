@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/holdfast-dr/holdfast/internal/block"
 	"github.com/holdfast-dr/holdfast/internal/nbd"
@@ -139,6 +140,56 @@ func (r fakeReplica) OpenDisk(ctx context.Context, machineID, diskID string) (ou
 		return nil
 	})
 	return out, err
+}
+
+func (r fakeReplica) ResizeDisk(ctx context.Context, machineID, diskID string, size int64) error {
+	return r.f.call(ctx, "ResizeDisk", diskKey(machineID, diskID), func() error {
+		i, err := r.f.find(machineID)
+		if err != nil {
+			return err
+		}
+		m := r.f.machines[i]
+		d := r.f.disks[diskKey(m.ID, diskID)]
+		switch {
+		case d == nil:
+			return fmt.Errorf("disk %s of machine %s: %w", diskID, m.Name, provider.ErrNotFound)
+		case m.Power != provider.PowerOff:
+			return fmt.Errorf("resize disk %s of machine %s: %w", diskID, m.Name, provider.ErrRunning)
+		case d.opening != nil:
+			return fmt.Errorf("resize disk %s of machine %s: it is open", diskID, m.Name)
+		}
+		return r.f.resize(i, diskID, size)
+	})
+}
+
+// resize gives a disk another size and keeps what fits.
+func (f *Fake) resize(machine int, diskID string, size int64) error {
+	m := &f.machines[machine]
+	at := slices.IndexFunc(m.Disks, func(d provider.Disk) bool { return d.ID == diskID })
+	mem, err := block.NewMemDisk(size)
+	if at < 0 || err != nil {
+		return fmt.Errorf("resize disk %s of machine %s to %d bytes: %w", diskID, m.Name, size, err)
+	}
+	d := f.disks[diskKey(m.ID, diskID)]
+	p := make([]byte, min(size, d.mem.Size()))
+	if err := errors.Join(d.mem.ReadAt(context.Background(), p, 0), mem.WriteAt(context.Background(), p, 0)); err != nil {
+		return err
+	}
+	m.Disks = slices.Clone(m.Disks)
+	m.Disks[at].Size, d.mem = size, mem
+	return nil
+}
+
+// GrowDisk gives a disk another size as its owner would, also while its machine
+// runs, without a call in the log.
+func (f *Fake) GrowDisk(machineID, diskID string, size int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i, err := f.find(machineID)
+	if err != nil {
+		return err
+	}
+	return f.resize(i, diskID, size)
 }
 
 func (f *Fake) recoveredAs(machineID string) *FakeRecovered {

@@ -37,6 +37,29 @@ func (s *site) OpenDisk(ctx context.Context, machineID, diskID string) (out prov
 	return r, nil
 }
 
+// ResizeDisk resizes an image with qemu-img. One that still needs its view has
+// the view's size.
+func (s *site) ResizeDisk(ctx context.Context, machineID, diskID string, size int64) (err error) {
+	d, err := s.find(machineID)
+	if err != nil {
+		return err
+	}
+	d, lock, err := d.lockPower(ctx)
+	if err != nil {
+		return fmt.Errorf("resize disk %s of machine %s: %w", diskID, d.Name, err)
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	disk, err := d.replica(diskID)
+	if err != nil {
+		return err
+	}
+	name := fmt.Sprintf("disk %s of machine %s", diskID, d.Name)
+	if disk.View != nil {
+		return fmt.Errorf("resize %s: it still needs its view", name)
+	}
+	return qemutool.Resize(ctx, qemutool.Image{Name: name, Format: disk.Format, Path: disk.Path}, size)
+}
+
 // replica returns a disk if it can be opened.
 func (d Definition) replica(diskID string) (DiskDef, error) {
 	for _, disk := range d.Disks {

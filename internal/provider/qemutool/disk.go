@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -165,4 +166,26 @@ type headBuffer struct{ b []byte }
 func (h *headBuffer) Write(p []byte) (int, error) {
 	h.b = append(h.b, p[:min(len(p), maxStderr-len(h.b))]...)
 	return len(p), nil
+}
+
+// Resize gives an image another virtual size, in bytes. What it has more reads as
+// zero, what it has less is lost. A block device is whoever's who made it: it is
+// only looked whether it is large enough. It fails where the image is in use.
+func Resize(ctx context.Context, img Image, size int64) error {
+	info, err := os.Stat(img.Path)
+	if err != nil {
+		return err
+	}
+	if info.Mode()&os.ModeDevice != 0 && img.Format == "raw" {
+		return fmt.Errorf("%s is block device %s: give the device %d bytes, then ask again", img.Name, img.Path, size)
+	}
+	cmd := exec.CommandContext(ctx, "qemu-img", "resize", "--quiet", "--shrink", "-f", img.Format, img.Path, strconv.FormatInt(size, 10))
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("%w; install the package qemu-utils", err)
+	}
+	if err != nil {
+		return fmt.Errorf("resize %s: %w: %s", img.Name, err, strings.TrimSpace(string(out[:min(len(out), maxStderr)])))
+	}
+	return nil
 }

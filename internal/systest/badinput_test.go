@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/api"
-	"github.com/holdfast-dr/holdfast/internal/provider/qemu"
 	"github.com/holdfast-dr/holdfast/internal/systest/lab"
 )
 
@@ -181,25 +180,6 @@ func TestVaultFull(t *testing.T) {
 	w.goesOn()
 	w.pause()
 	w.equalToSource(w.drained())
-	w.checkVault()
-}
-
-// TestDiskGrown grows the disk of a protected machine while it is off.
-func TestDiskGrown(t *testing.T) {
-	w := newWorld(t, worldOptions{})
-	w.protect()
-	w.must(qemu.StopMachine(t.Context(), w.Primary, machine))
-	w.must(exec.Command("qemu-img", "resize", "-q", "-f", w.format, w.disk, "+64M").Run())
-	w.must(w.StartMachine(t.Context(), machine))
-	w.eventually("the new size is a finding", func() bool {
-		for _, f := range w.item().Health.Findings {
-			if f.Advice != "" && strings.Contains(f.Summary+f.Cause, "bytes now") {
-				return true
-			}
-		}
-		return false
-	})
-	w.writesOn("although its disk has another size")
 	w.checkVault()
 }
 

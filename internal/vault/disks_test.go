@@ -17,6 +17,7 @@ type branch struct {
 	forkAt holdfast.Position
 	disks  []vault.Disk
 	own    []change // at forkAt + 1, …
+	ended  bool
 }
 
 // branches is a plain model of a stream whose disks come, go, grow and shrink.

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
@@ -77,8 +74,9 @@ func (s *Stream) tailBehindDamage(ctx context.Context, tl holdfast.TimelineID, t
 		return tail, false, err
 	}
 	for _, e := range slices.Backward(entries) {
-		seq, ok := segmentSeq(e.Name)
-		if !ok || seq <= tail.Seq {
+		p, ok := placeOf(e.Name)
+		seq := p.to // the last segment of a timeline is never replaced
+		if !ok || p.epoch > 0 || seq <= tail.Seq {
 			continue
 		}
 		b, _, err := s.v.store.Get(ctx, e.Name)
@@ -96,13 +94,6 @@ func (s *Stream) tailBehindDamage(ctx context.Context, tl holdfast.TimelineID, t
 		break
 	}
 	return tail, false, nil
-}
-
-// segmentSeq returns the sequence number in the name of a segment.
-func segmentSeq(name string) (uint64, bool) {
-	base, ok := strings.CutSuffix(path.Base(name), ".seg")
-	seq, err := strconv.ParseUint(base, 16, 64)
-	return seq, ok && err == nil && seq > 0 && len(base) == 16
 }
 
 // putEnd writes the segment that closes a timeline.
@@ -142,6 +133,8 @@ func (s *Stream) Fork(ctx context.Context, o ForkOptions) (holdfast.TimelineID, 
 			return 0, fmt.Errorf("fork timeline %s at position %s: %w", o.From, o.At, err)
 		}
 	}
+	s.forking.Lock()
+	defer s.forking.Unlock()
 	for {
 		if err := s.Refresh(ctx); err != nil && !isDamage(err) {
 			return 0, err
@@ -201,6 +194,8 @@ func (s *Stream) nextTimeline(o ForkOptions) (holdfast.TimelineID, time.Time, er
 		return 0, at, broken
 	case o.At > last.to:
 		return 0, at, ErrNoPosition
+	case !keeps(s.way(parts, o.At, false)):
+		return 0, at, ErrPruned
 	case s.highest >= MaxTimelines:
 		return 0, at, fmt.Errorf("the stream has %d timelines, the most there can be", MaxTimelines)
 	}

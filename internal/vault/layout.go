@@ -55,6 +55,12 @@ type stretch struct {
 	disks []Disk
 	segs  []*loaded
 	to    holdfast.Position // inclusive
+	kept  bool              // to is
+}
+
+// keeps says whether what a way leads to is kept.
+func keeps(way []stretch) bool {
+	return !slices.ContainsFunc(way, func(x stretch) bool { return !x.kept })
 }
 
 // layout returns where everything is at a position, which the last stretch has.
@@ -189,6 +195,13 @@ func (c *layoutCache) nearest(way []stretch) *layout {
 	l := c.recent[best]
 	c.recent = append(slices.Delete(c.recent, best, best+1), l)
 	return l.clone()
+}
+
+// reset forgets all.
+func (c *layoutCache) reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.recent = nil
 }
 
 // put keeps a copy of a layout that nobody else knows yet.

@@ -135,7 +135,7 @@ func (s *Stream) Points(tl holdfast.TimelineID) []Point {
 	var out []Point
 	for _, p := range parts {
 		for _, m := range p.t.marks {
-			if m.Kind == MarkPoint && m.pos <= p.to {
+			if m.Kind == MarkPoint && m.pos <= p.to && p.t.kept.has(m.pos) {
 				out = append(out, m.point())
 			}
 		}
@@ -153,6 +153,11 @@ func (s *Stream) Ranges(tl holdfast.TimelineID) []Range {
 
 func (s *Stream) ranges(tl holdfast.TimelineID) []Range {
 	parts, _ := s.lineage(tl) // what cannot be read has no points and ranges
+	return s.thin(parts, s.stretches(parts))
+}
+
+// stretches are the ranges as if all were kept.
+func (s *Stream) stretches(parts []part) []Range {
 	var out []Range
 	open := false
 	end := func(pos holdfast.Position, at time.Time) {

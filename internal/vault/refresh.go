@@ -39,7 +39,7 @@ func (s *Stream) Refresh(ctx context.Context) error {
 			t.broken = s.checkFork(t)
 		}
 		s.mu.Unlock()
-		found = append(found, t.broken)
+		found = append(found, t.broken, t.keptErr)
 	}
 	var damage error
 	if err := errors.Join(found...); err != nil {
@@ -130,10 +130,13 @@ const MaxTimelines = 1 << 16
 
 func (s *Stream) loadTimeline(ctx context.Context, id holdfast.TimelineID) error {
 	s.mu.RLock()
-	_, known := s.timelines[id]
+	old := s.timelines[id]
 	s.mu.RUnlock()
-	if known {
+	if old != nil && old.keptErr == nil {
 		return nil
+	}
+	if old != nil { // it may be mended
+		return s.refreshKept(ctx, old)
 	}
 	name := timelineName(s.desc.ID, id)
 	t := &timeline{}
@@ -153,6 +156,9 @@ func (s *Stream) loadTimeline(ctx context.Context, id holdfast.TimelineID) error
 		}
 	}
 	t.tail = Tail{Position: t.desc.ForkAt, Time: t.desc.CreatedAt}
+	if err := s.refreshKept(ctx, t); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.timelines[id] = t
@@ -168,31 +174,93 @@ func (s *Stream) refreshTimeline(ctx context.Context, t *timeline) error {
 	if err != nil {
 		return err
 	}
-	for i := 0; i < len(entries); i++ {
-		want := segmentName(s.desc.ID, t.desc.ID, t.tail.Seq+1)
-		if entries[i].Name != want {
+	for tries := 0; len(entries) > 0; {
+		e, _, ok := next(entries, t.tail.Seq+1)
+		err := s.takeNext(ctx, t, e, ok, entries[len(entries)-1].Name)
+		if errors.Is(err, errMissing) && tries < 3 {
 			// A listing may miss what comes while it runs, and have what comes
-			// later; only what a second one misses is missing.
-			again, err := s.listSegments(ctx, t)
-			if err != nil {
+			// later, or what was replaced and removed since.
+			tries++
+			if entries, err = s.listSegments(ctx, t); err != nil {
 				return err
 			}
-			if len(again) == 0 || again[0].Name != want {
-				return damaged(want, fmt.Errorf("%w: it is missing, but %s is there", ErrCorrupt, path.Base(entries[i].Name)))
-			}
-			entries, i = again, 0
+			continue
 		}
-		if t.ended != nil {
-			return damaged(entries[i].Name, fmt.Errorf("%w: it is behind the end of its timeline", ErrCorrupt))
-		}
-		l, err := s.loadSegment(ctx, entries[i])
 		if err != nil {
 			return err
 		}
-		if err := s.take(t, l); err != nil {
-			return damaged(l.name, err)
+		tries = 0
+		entries = slices.DeleteFunc(entries, func(e objstore.Entry) bool {
+			p, _ := placeOf(e.Name)
+			return p.from <= t.tail.Seq
+		})
+	}
+	return nil
+}
+
+// takeNext loads and appends the next segment of a timeline; ok says that it is
+// listed, and otherwise other says what is.
+func (s *Stream) takeNext(ctx context.Context, t *timeline, e objstore.Entry, ok bool, other string) error {
+	if !ok {
+		return damaged(segmentName(s.desc.ID, t.desc.ID, t.tail.Seq+1), fmt.Errorf("%w, but %s is there", errMissing, path.Base(other)))
+	}
+	if t.ended != nil {
+		return damaged(e.Name, fmt.Errorf("%w: it is behind the end of its timeline", ErrCorrupt))
+	}
+	l, err := s.loadSegment(ctx, e)
+	if err != nil {
+		return err
+	}
+	if err := s.take(t, l); err != nil {
+		return damaged(l.name, err)
+	}
+	return s.keptSince(ctx, t, l)
+}
+
+// keptSince reads again what is kept of a timeline if a segment was written under
+// a later version of that.
+func (s *Stream) keptSince(ctx context.Context, t *timeline, l *loaded) error {
+	if l.epoch == 0 || l.epoch <= t.kept.Epoch && t.keptErr == nil {
+		return nil
+	}
+	return s.refreshKept(ctx, t)
+}
+
+// refreshKept reads what is kept of a timeline. If that is damaged, nothing is
+// known to be kept of what was pruned; what came later is untouched by that.
+func (s *Stream) refreshKept(ctx context.Context, t *timeline) error {
+	k, _, err := s.loadKept(ctx, t.desc.ID)
+	if err != nil && !isDamage(err) {
+		return err
+	}
+	var upto holdfast.Position
+	for _, l := range t.segs {
+		upto = max(upto, l.upto)
+		if err == nil && l.epoch > k.Epoch {
+			err = damaged(keptName(s.desc.ID, t.desc.ID), fmt.Errorf("%w: it is of epoch %d, and %s of epoch %d", ErrCorrupt, k.Epoch, path.Base(l.name), l.epoch))
 		}
 	}
+	if err != nil {
+		k = keptDocument{Format: FormatVersion, Timeline: t.desc.ID, Upto: upto}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.kept, t.keptErr = k, err
+	return nil
+}
+
+// reload reads the stream anew: what was loaded may have been replaced by others.
+func (s *Stream) reload(ctx context.Context) error {
+	fresh := &Stream{v: s.v, desc: s.desc, key: s.key, cache: s.cache, timelines: map[holdfast.TimelineID]*timeline{}}
+	if err := fresh.Refresh(ctx); err != nil && !isDamage(err) {
+		return err
+	}
+	s.refresh.Lock()
+	defer s.refresh.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.timelines, s.highest, s.damage = fresh.timelines, max(s.highest, fresh.highest), fresh.damage
+	s.layouts.reset()
 	return nil
 }
 
@@ -204,8 +272,8 @@ func (s *Stream) listSegments(ctx context.Context, t *timeline) ([]objstore.Entr
 	}
 	entries, err := s.v.store.List(ctx, streamName(s.desc.ID, t.desc.ID.String())+"/", after)
 	return slices.DeleteFunc(entries, func(e objstore.Entry) bool {
-		_, ok := segmentSeq(e.Name)
-		return !ok // Verify tells of it
+		p, ok := placeOf(e.Name)
+		return !ok || p.to <= t.tail.Seq // Verify tells of what has no place
 	}), err
 }
 
@@ -248,13 +316,23 @@ func (s *Stream) loadSegment(ctx context.Context, e objstore.Entry) (*loaded, er
 	if err != nil {
 		return nil, damaged(e.Name, err)
 	}
-	return &loaded{Reader: r, name: e.Name, size: e.Size}, nil
+	l, err := newLoaded(r, e.Name, e.Size)
+	if err == nil && l.place().name(s.desc.ID, h.Timeline) != e.Name {
+		err = fmt.Errorf("%w: it is segment %s", ErrCorrupt, l.place().name(s.desc.ID, h.Timeline))
+	}
+	if err != nil {
+		return nil, damaged(e.Name, err)
+	}
+	return l, nil
 }
+
+// errMissing says that an object should be there.
+var errMissing = fmt.Errorf("%w: it is missing", ErrCorrupt)
 
 // gone says of a segment that should be there and is not that it is damaged.
 func gone(name string, err error) error {
 	if missing(err) {
-		return damaged(name, fmt.Errorf("%w: it is missing", ErrCorrupt))
+		return damaged(name, errMissing)
 	}
 	return err
 }
@@ -265,8 +343,8 @@ func (t *timeline) follows(l *loaded) error {
 	switch {
 	case h.Timeline != t.desc.ID:
 		return fmt.Errorf("%w: it is of timeline %s", ErrCorrupt, h.Timeline)
-	case h.Seq != t.tail.Seq+1:
-		return fmt.Errorf("%w: it has sequence number %d, its place is %d", ErrCorrupt, h.Seq, t.tail.Seq+1)
+	case l.from != t.tail.Seq+1:
+		return fmt.Errorf("%w: it has sequence number %d, its place is %d", ErrCorrupt, l.from, t.tail.Seq+1)
 	case h.Prev != t.tail.Hash:
 		return fmt.Errorf("%w: the segment before it is not the one that it was written after", ErrCorrupt)
 	case h.First != t.tail.Position+1:
@@ -306,7 +384,7 @@ func (l *loaded) marks() ([]placedMark, error) {
 	var marks []placedMark
 	for i := range l.Index.Entries {
 		e := &l.Index.Entries[i]
-		if e.Kind != segment.Mark {
+		if e.Kind != segment.Mark || i == 0 && l.Header.Kind == segment.Kept {
 			continue
 		}
 		m := placedMark{pos: e.Position, at: e.Time}
@@ -327,7 +405,7 @@ func (t *timeline) append(l *loaded, marks []placedMark) {
 	if h.Kind == segment.End {
 		t.ended = &h
 	}
-	t.tail.Seq, t.tail.Hash = h.Seq, l.Hash
+	t.tail.Seq, t.tail.Hash = h.Seq, l.hash
 	if h.Kind != segment.End {
 		t.tail.Position, t.tail.Time = h.Last, h.LastTime
 	}

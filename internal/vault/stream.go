@@ -20,6 +20,9 @@ type Stream struct {
 	// layouts are those of the views opened last.
 	layouts layoutCache
 
+	// forking keeps Fork and Prune apart: a position that a fork is about to begin
+	// at is kept. It is taken before refresh.
+	forking sync.Mutex
 	// refresh makes Refresh one at a time.
 	refresh sync.Mutex
 	// mu guards what follows. What is loaded of segments never changes.
@@ -48,8 +51,11 @@ type timeline struct {
 	segs  []*loaded
 	marks []placedMark
 	ended *segment.Header
+	kept  keptDocument
 	bytes int64
-	tail  Tail
+	// keptErr says why what is kept is not known; then kept says less than there is.
+	keptErr error
+	tail    Tail
 	// broken says why nothing behind tail can be read, although there is
 	// something, or was; cut that it is this timeline's own segments.
 	broken error
@@ -61,6 +67,11 @@ type loaded struct {
 	*segment.Reader
 	name string
 	size int64
+	from uint64 // the first sequence number that it stands for
+	// hash is that by which the next one names it, or the last that it stands for.
+	hash  [segment.HashSize]byte
+	epoch uint32            // of what was kept when it was written; 0: all
+	upto  holdfast.Position // of that
 }
 
 // Tail is the end of a timeline.

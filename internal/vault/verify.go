@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -184,9 +186,9 @@ func (c *verifier) stream(ctx context.Context, id holdfast.StreamID, entries []o
 // Timelines up to the highest were looked for already.
 func orphan(s *Stream, name string) (string, bool) {
 	tl, err := strconv.ParseUint(path.Base(path.Dir(name)), 16, 32)
-	seq, ok := segmentSeq(name)
+	p, ok := placeOf(name)
 	id := holdfast.TimelineID(tl)
-	if err != nil || !ok || id == 0 || name != segmentName(s.desc.ID, id, seq) || s.timelines[id] != nil {
+	if err != nil || !ok || id == 0 || name != p.name(s.desc.ID, id) || s.timelines[id] != nil {
 		return "", false
 	}
 	return timelineName(s.desc.ID, id), true
@@ -198,7 +200,7 @@ func (c *verifier) strange(s *Stream, name string) bool {
 		return false // refreshTimelines looks at the names of timelines
 	}
 	for id := range s.timelines {
-		if seq, ok := segmentSeq(name); ok && name == segmentName(s.desc.ID, id, seq) {
+		if p, ok := placeOf(name); ok && name == p.name(s.desc.ID, id) || name == keptName(s.desc.ID, id) {
 			return false
 		}
 	}
@@ -233,20 +235,19 @@ func (c *verifier) timeline(ctx context.Context, s *Stream, t *timeline) error {
 	}
 	chain := verifyChain{c: c, t: t, at: t.tail, known: true, first: -1}
 	for len(entries) > 0 {
-		e, want := entries[0], segmentName(s.desc.ID, t.desc.ID, chain.at.Seq+1)
-		if e.Name != want {
-			_, err := c.v.store.GetRange(ctx, want, 0, 1)
+		e, p, ok := next(entries, chain.at.Seq+1)
+		if !ok {
+			want := segmentName(s.desc.ID, t.desc.ID, chain.at.Seq+1)
+			size, err := c.v.store.GetRange(ctx, want, 0, 1)
 			if err = gone(want, err); err != nil {
 				if err := chain.found(s, want, err); err != nil {
 					return err
 				}
-				seq, _ := segmentSeq(e.Name)
-				chain.at.Seq, chain.known = seq-1, false
+				chain.at.Seq, chain.known = lowest(entries)-1, false
 				continue
 			}
-			e.Name = want // it came while the listing ran
-		} else {
-			entries = entries[1:]
+			// It came while the listing ran.
+			e, p = objstore.Entry{Name: want, Size: int64(len(size))}, place{from: chain.at.Seq + 1, to: chain.at.Seq + 1}
 		}
 		l, marks, err := c.segment(ctx, s, e)
 		if err == nil {
@@ -257,12 +258,39 @@ func (c *verifier) timeline(ctx context.Context, s *Stream, t *timeline) error {
 				return err
 			}
 		}
+		chain.at.Seq = p.to - 1
 		chain.add(l, marks)
+		if l != nil {
+			if err := s.keptSince(ctx, t, l); err != nil {
+				return err
+			}
+		}
+		// What it stands for waits to be removed.
+		entries = slices.DeleteFunc(entries, func(e objstore.Entry) bool {
+			q, _ := placeOf(e.Name)
+			return q.from <= p.to
+		})
+	}
+	if err := t.keptErr; err != nil {
+		if err := c.found(Damage{Stream: s.desc.ID, Timeline: t.desc.ID}, err); err != nil {
+			return err
+		}
 	}
 	if chain.first >= 0 {
 		c.rep.Damaged[chain.first].Points = chain.points
 	}
 	return nil
+}
+
+// lowest returns the first sequence number that is there.
+func lowest(entries []objstore.Entry) uint64 {
+	low := uint64(math.MaxUint64)
+	for _, e := range entries {
+		if p, ok := placeOf(e.Name); ok {
+			low = min(low, p.from)
+		}
+	}
+	return low
 }
 
 // verifyChain follows the segments of a timeline, beyond damage, too.
@@ -312,7 +340,7 @@ func (v *verifyChain) add(l *loaded, marks []placedMark) {
 		v.at = v.t.tail
 		return
 	}
-	v.at = Tail{Seq: v.at.Seq, Position: l.Header.Last, Time: l.Header.LastTime, Hash: l.Hash}
+	v.at = Tail{Seq: v.at.Seq, Position: l.Header.Last, Time: l.Header.LastTime, Hash: l.hash}
 	for _, m := range marks {
 		if m.Kind == MarkPoint {
 			v.points = append(v.points, m.point())
@@ -334,8 +362,11 @@ func (c *verifier) segment(ctx context.Context, s *Stream, e objstore.Entry) (*l
 	if err != nil {
 		return nil, nil, damaged(e.Name, err)
 	}
-	l := &loaded{Reader: r, name: e.Name, size: int64(len(b))}
-	if want := segmentName(s.desc.ID, r.Header.Timeline, r.Header.Seq); want != e.Name {
+	l, err := newLoaded(r, e.Name, int64(len(b)))
+	if err != nil {
+		return nil, nil, damaged(e.Name, err)
+	}
+	if want := l.place().name(s.desc.ID, r.Header.Timeline); want != e.Name {
 		return nil, nil, damaged(e.Name, fmt.Errorf("%w: it is segment %s", ErrCorrupt, want))
 	}
 	marks, err := l.marks()

@@ -2,8 +2,11 @@ package vault
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/block"
@@ -17,20 +20,29 @@ type View struct {
 	s          *Stream
 	timeline   holdfast.TimelineID
 	pos        holdfast.Position
+	base       bool
 	consistent bool
-	list       []Disk
 	disks      map[string]*diskView
+
+	// lay is where everything is; another one once that was replaced by others.
+	lay atomic.Pointer[layout]
+	// renewing makes renew one at a time.
+	renewing sync.Mutex
 }
 
 // diskView is one disk of a view.
 type diskView struct {
 	view *View
 	disk Disk
-	m    *extents
 }
 
+// extents are where the disk's bytes are.
+func (d *diskView) extents() *extents { return d.view.lay.Load().maps[d.disk.ID] }
+
 // View opens a position of a timeline; it fails with ErrNoPosition if that is
-// beyond its end, and with ErrCorrupt if it is beyond damage. It reads no data.
+// beyond its end, with ErrPruned if it is not kept, and with ErrCorrupt if it is
+// beyond damage. It reads no data, and goes on while others prune the stream, as
+// long as its position is kept.
 // Refresh first to see the newest. The disks are those that the machine had then:
 // where a timeline forks, those of the timeline that it is a fork of.
 func (s *Stream) View(ctx context.Context, tl holdfast.TimelineID, pos holdfast.Position) (*View, error) {
@@ -44,20 +56,40 @@ func (s *Stream) Base(ctx context.Context, tl holdfast.TimelineID, pos holdfast.
 }
 
 func (s *Stream) view(ctx context.Context, tl holdfast.TimelineID, pos holdfast.Position, base bool) (*View, error) {
-	v := &View{s: s, timeline: tl, pos: pos, disks: map[string]*diskView{}}
-	way, err := v.find(base)
-	if err != nil {
+	v := &View{s: s, timeline: tl, pos: pos, base: base, disks: map[string]*diskView{}}
+	if err := v.layOut(ctx); err != nil {
 		return nil, err
 	}
-	l, err := s.layout(ctx, way)
-	if err != nil {
-		return nil, fmt.Errorf("open view at position %s: %w", pos, err)
-	}
-	v.list = l.disks
-	for _, d := range l.disks {
-		v.disks[d.ID] = &diskView{view: v, disk: d, m: l.maps[d.ID]}
+	for _, d := range v.lay.Load().disks {
+		v.disks[d.ID] = &diskView{view: v, disk: d}
 	}
 	return v, nil
+}
+
+func (v *View) layOut(ctx context.Context) error {
+	way, err := v.find(v.base)
+	if err != nil {
+		return err
+	}
+	l, err := v.s.layout(ctx, way)
+	if err != nil {
+		return fmt.Errorf("open view at position %s: %w", v.pos, err)
+	}
+	v.lay.Store(l)
+	return nil
+}
+
+// renew lays a view out again when an object was missing that old has.
+func (v *View) renew(ctx context.Context, old *layout) error {
+	v.renewing.Lock()
+	defer v.renewing.Unlock()
+	if v.lay.Load() != old {
+		return nil // somebody else has
+	}
+	if err := v.s.reload(ctx); err != nil {
+		return err
+	}
+	return v.layOut(ctx)
 }
 
 // find returns the way from the beginning to the view's position.
@@ -75,6 +107,12 @@ func (v *View) find(base bool) ([]stretch, error) {
 		return nil, fmt.Errorf("open view at position %s: timeline %s can be read to %s: %w", v.pos, v.timeline, last, broken)
 	}
 	way := v.s.way(parts, v.pos, base)
+	if !keeps(way) {
+		return nil, fmt.Errorf("open view at position %s of timeline %s: %w", v.pos, v.timeline, ErrPruned)
+	}
+	if v.lay.Load() != nil {
+		return way, nil // renewed, it is as consistent as it was
+	}
 	v.consistent = slices.ContainsFunc(v.s.ranges(v.timeline), func(r Range) bool { return r.From <= v.pos && v.pos <= r.To })
 	return way, nil
 }
@@ -87,7 +125,8 @@ func (s *Stream) way(parts []part, pos holdfast.Position, base bool) []stretch {
 	for _, p := range parts {
 		at := p.t.desc.ForkAt
 		if len(way) == 0 || at < min(pos, p.to) || base && at <= min(pos, p.to) {
-			way = append(way, stretch{p.t.desc.ID, s.disksOf(p.t.desc.ID), p.t.segs, min(pos, p.to)})
+			to := min(pos, p.to)
+			way = append(way, stretch{p.t.desc.ID, s.disksOf(p.t.desc.ID), p.t.segs, to, to <= at || p.t.kept.has(to)})
 		}
 	}
 	return way
@@ -100,7 +139,7 @@ func (v *View) Position() holdfast.Position { return v.pos }
 func (v *View) Consistent() bool { return v.consistent }
 
 // Disks returns the disks that the machine had.
-func (v *View) Disks() []Disk { return slices.Clone(v.list) }
+func (v *View) Disks() []Disk { return slices.Clone(v.lay.Load().disks) }
 
 // Disk returns a disk as an image. Closing the image frees nothing.
 func (v *View) Disk(id string) (block.Image, error) {
@@ -120,9 +159,9 @@ func (d *diskView) Close() error { return nil }
 // within calls f for the pieces that overlap [off, end), in order, clipped, until
 // it returns false.
 func (d *diskView) within(off, end int64, f func(start, end int64, p piece) bool) {
-	from := off
-	d.m.Descend(off, func(a int64, _ piece) bool { from = a; return false })
-	d.m.Ascend(from, func(a int64, p piece) bool {
+	m, from := d.extents(), off
+	m.Descend(off, func(a int64, _ piece) bool { from = a; return false })
+	m.Ascend(from, func(a int64, p piece) bool {
 		if a >= end {
 			return false
 		}
@@ -165,6 +204,19 @@ func (d *diskView) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if off < 0 || off > d.disk.Size-int64(len(p)) {
 		return fmt.Errorf("read %d bytes at %d of a disk of %d bytes", len(p), off, d.disk.Size)
 	}
+	for tries := 0; ; tries++ {
+		old := d.view.lay.Load()
+		err := d.read(ctx, p, off)
+		if !errors.Is(err, errMissing) || tries > 0 {
+			return err
+		}
+		if err := d.view.renew(ctx, old); err != nil {
+			return err
+		}
+	}
+}
+
+func (d *diskView) read(ctx context.Context, p []byte, off int64) error {
 	var err error
 	at := off
 	d.within(off, off+int64(len(p)), func(start, end int64, x piece) bool {
@@ -244,7 +296,7 @@ func (v *View) Diff(ctx context.Context, o *View, disk string) (*block.Set, erro
 
 // unlike adds what d has from another entry than o.
 func (d *diskView) unlike(o *diskView, out *block.Set) {
-	d.m.Scan(func(a int64, p piece) bool {
+	d.extents().Scan(func(a int64, p piece) bool {
 		at := a
 		o.within(a, p.end, func(start, end int64, q piece) bool {
 			if q.same(p) {

@@ -279,7 +279,10 @@ func (w *Writer) Adopt(encoded []byte) (*Sealed, error) {
 	if h.Seq != w.seal.Seq+1 || h.Prev != w.seal.Hash || h.First != w.seal.Position+1 {
 		return nil, fmt.Errorf("%w: segment %d does not follow segment %d", ErrForeign, h.Seq, w.seal.Seq)
 	}
-	l := &loaded{Reader: r}
+	l, err := newLoaded(r, "", int64(len(encoded)))
+	if err != nil {
+		return nil, err
+	}
 	if err := w.s.checkEntries(l, w.disks); err != nil {
 		return nil, err
 	}
@@ -302,7 +305,7 @@ func (s *Stream) compareCommitted(tl holdfast.TimelineID, sealed *Sealed) error 
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, l := range s.timelines[tl].segs {
-		if l.Header.Seq == sealed.Seq && l.Hash == sealed.Hash {
+		if l.Header.Seq == sealed.Seq && l.hash == sealed.Hash {
 			return ErrAlreadyCommitted
 		}
 	}

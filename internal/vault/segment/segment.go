@@ -68,6 +68,8 @@ const (
 	Writes Kind = 1
 	// End closes its timeline: nothing follows it.
 	End Kind = 2
+	// Kept stands for several segments of which only a part is kept.
+	Kept Kind = 3
 )
 
 // Header is the part of a segment that can be read without a key. It is
@@ -147,7 +149,7 @@ func ParseHeader(b []byte) (Header, error) {
 func (h *Header) validate(b []byte) error {
 	zero := binary.LittleEndian.Uint32(b[36:]) | binary.LittleEndian.Uint32(b[164:])
 	switch {
-	case h.Kind != Writes && h.Kind != End:
+	case h.Kind != Writes && h.Kind != End && h.Kind != Kept:
 		return corrupt("unknown kind %d", h.Kind)
 	case zero != 0:
 		return corrupt("reserved bytes are not zero")

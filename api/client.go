@@ -257,6 +257,11 @@ func (c *Client) Ask(ctx context.Context, item, operation string, body any) (Job
 	return post[Job](ctx, c, "/v1/items/"+segment(item)+"/"+segment(operation), body)
 }
 
+// PinPoint keeps a recovery point of an item, or leaves it to the policy again.
+func (c *Client) PinPoint(ctx context.Context, item string, pin PinPoint) (Point, error) {
+	return post[Point](ctx, c, "/v1/items/"+segment(item)+"/pin", pin)
+}
+
 // Screenshot returns the picture of a console that was kept with a job, as PNG.
 func (c *Client) Screenshot(ctx context.Context, job string) ([]byte, error) {
 	return get[[]byte](ctx, c, "/v1/jobs/"+segment(job)+"/screenshot", nil)

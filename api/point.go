@@ -10,6 +10,14 @@ type Point struct {
 	Position    string    `json:"position" doc:"16 hexadecimal digits"`
 	Time        time.Time `json:"time" doc:"The moment that it stands for"`
 	Consistency string    `json:"consistency" enum:"crash,filesystem,app" doc:"crash: as after a power cut; filesystem: file systems were frozen; app: applications were, too"`
+	Pinned      bool      `json:"pinned,omitempty" doc:"It is kept until somebody unpins it"`
+}
+
+// PinPoint asks for a recovery point to be kept, whatever the policy says.
+type PinPoint struct {
+	Point    string `json:"point" minLength:"1" maxLength:"128" doc:"Its id, name, or a position of 16 hexadecimal digits"`
+	Timeline uint32 `json:"timeline,omitempty" doc:"With a position: the timeline; the present one if not given"`
+	Unpin    bool   `json:"unpin,omitempty" doc:"Leave it to the policy again"`
 }
 
 // PointRange is a stretch of history in which every position can be recovered,

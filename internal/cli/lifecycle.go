@@ -152,11 +152,17 @@ func (a *app) commit() *cobra.Command {
 		Use: "commit ITEM", Short: "Make a failover final", Args: cobra.ExactArgs(1),
 		Long: `Make a failover final. Until then the recovery point can be changed and the failover undone. After
 a failback it removes the machine that had been recovered; what that wrote and the vault has not
-is kept as a timeline of its own first. Recovery points stay as the policy says.`,
+is kept as a timeline of its own first. Recovery points stay as the policy says, unless you delete
+those from before the failover with --delete-points; pinned ones stay even then.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.operate(cmd, args[0], o, operation{name: "commit", path: "commit", body: req, question: asks("Make the failover of %s final?")})
+			question := asks("Make the failover of %s final?")
+			if req.DeletePoints {
+				question = asks("Make the failover of %s final, and delete all recovery points from before it?")
+			}
+			return a.operate(cmd, args[0], o, operation{name: "commit", path: "commit", body: req, question: question})
 		},
 	}
+	cmd.Flags().BoolVar(&req.DeletePoints, "delete-points", false, "also delete the recovery points from before the failover")
 	cmd.Flags().BoolVar(&req.DiscardWrites, "discard-writes", false, "keep nothing of a machine that is removed")
 	o.flags(cmd.Flags())
 	return cmd

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -34,6 +35,8 @@ func (a *app) printPoints(p api.Points) {
 		return
 	}
 	fmt.Fprintf(a.Stdout, "Newest: %s\n", a.pointText(*p.Newest))
+	// Single moments of which the rest is not kept are among the points.
+	p.Ranges = slices.DeleteFunc(p.Ranges, func(r api.PointRange) bool { return r.From == r.To })
 	if len(p.Ranges) > 0 {
 		fmt.Fprintf(a.Stdout, "\n%s (holdfast failover ITEM --time TIME)\n", a.out.bold("Any moment"))
 		t := table{header: []string{"FROM", "TO", ">LENGTH", ">TIMELINE"}}
@@ -45,12 +48,19 @@ func (a *app) printPoints(p api.Points) {
 	if len(p.Points) > 0 {
 		fmt.Fprintf(a.Stdout, "\n%s (holdfast failover ITEM --point POINT)\n", a.out.bold("Points"))
 		t := table{header: []string{"POINT", "TIME", ">AGE", "CONSISTENCY", "NAME", ">TIMELINE"}}
+		if slices.ContainsFunc(p.Points, func(p api.Point) bool { return p.Pinned }) {
+			t.header = append(t.header, "KEPT")
+		}
 		for _, point := range p.Points {
 			id := point.ID
 			if id == "" {
 				id = point.Position
 			}
-			t.add(id, moment(point.Time), coarse(a.Now().Sub(point.Time).Seconds()), point.Consistency, point.Name, fmt.Sprint(point.Timeline))
+			row := []string{id, moment(point.Time), coarse(a.Now().Sub(point.Time).Seconds()), point.Consistency, point.Name, fmt.Sprint(point.Timeline)}
+			if point.Pinned {
+				row = append(row, "pinned")
+			}
+			t.add(row...)
 		}
 		t.print(a.Stdout, a.out)
 	}

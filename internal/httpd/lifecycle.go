@@ -57,6 +57,14 @@ func lifecycleRoutes(b *builder) {
 	itemJob(b, "pause-item", svc.Replications.Pause, nil)
 	itemJob(b, "resume-item", svc.Replications.Resume, nil)
 	itemJob(b, "cancel-item", svc.Replications.CancelItem, nil)
+	type pinInput struct {
+		ItemPath
+		Body api.PinPoint
+	}
+	handle(b, "pin-point", func(ctx context.Context, in *pinInput) (*answer[api.Point], error) {
+		p, err := svc.Points.PinPoint(ctx, in.Item, in.Body)
+		return reply(p, err)
+	})
 	type checkInput struct {
 		ItemPath
 		Body api.CheckOperation

@@ -110,6 +110,8 @@ type Points interface {
 	ListPoints(ctx context.Context, item string) (api.Points, error)
 	// ListTimelines returns the timelines of an item's history, newest first.
 	ListTimelines(ctx context.Context, item string) (api.Timelines, error)
+	// PinPoint keeps a recovery point, or leaves it to the policy again.
+	PinPoint(ctx context.Context, item string, pin api.PinPoint) (api.Point, error)
 	// MakePoint starts the job that makes a recovery point of the present moment.
 	MakePoint(ctx context.Context, item string, point api.MakePoint) (api.Job, error)
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/api"
 	"github.com/holdfast-dr/holdfast/internal/job"
 )
@@ -67,6 +68,26 @@ func operations() []operation {
 			return r.UndoFailover(r.t.Context(), machine, api.UndoFailover{})
 		}, "protected", reads},
 		{"commit", failover, func(r *rig) (api.Job, error) { return r.Commit(r.t.Context(), machine, api.Commit{}) }, "committed", reads},
+		{"commit, deleting points", func(r *rig) { r.point("old"); r.write(4096, 3); failover(r) }, func(r *rig) (api.Job, error) {
+			return r.Commit(r.t.Context(), machine, api.Commit{DeletePoints: true})
+		}, "committed", func(r *rig) {
+			r.reads(0, 1)
+			// A server that dies before the job is recorded commits, and deletes nothing:
+			// whoever asked was told that it failed.
+			jobs, err := r.ListJobs(r.t.Context(), api.JobQuery{})
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			asked := slices.ContainsFunc(jobs, func(j api.Job) bool { return j.Kind == "commit" && j.Tasks[2].State == "succeeded" })
+			if s, err := r.vault.OpenStream(context.Background(), r.onlyStream()); err != nil || s.Refresh(context.Background()) != nil || asked && len(s.Points(1)) > 1 {
+				r.t.Errorf("points are left of before, %v", err)
+			}
+			reprotect(r)
+			r.reads(4096, 3)
+		}},
+		{"disable, deleting history", nothing, func(r *rig) (api.Job, error) {
+			return r.DisableItem(r.t.Context(), machine, api.Disable{DeleteHistory: true})
+		}, "", nothing},
 		{"reprotect", func(r *rig) { failover(r); commit(r) }, func(r *rig) (api.Job, error) {
 			return r.Reprotect(r.t.Context(), machine, api.Reprotect{})
 		}, "protected", reads},
@@ -223,7 +244,7 @@ func (r *rig) settled(op operation) {
 var kinds = map[string]map[string]bool{
 	"failover": {"failover": true, "hydrate": true}, "planned failover": {"planned_failover": true, "hydrate": true},
 	"change point": {"change_point": true, "hydrate": true}, "change point, keeping": {"change_point": true, "hydrate": true}, "reprotect, keeping": {"reprotect": true}, "undo": {"undo_failover": true}, "commit": {"commit": true, "hydrate": true},
-	"reprotect": {"reprotect": true}, "failback": {"failback": true}, "unplanned failback": {"failover": true}, "commit of a failback": {"commit": true},
+	"reprotect": {"reprotect": true}, "failback": {"failback": true}, "unplanned failback": {"failover": true}, "commit of a failback": {"commit": true}, "commit, deleting points": {"commit": true, "hydrate": true},
 	"test failover": {"test_failover": true}, "clean-up": {"clean_up": true}, "resync": {"resync": true},
 	"take over disks": {"update_disks": true},
 }
@@ -245,15 +266,21 @@ func (r *rig) idle() {
 	})
 }
 
-// oneForkEach looks whether any generation has two timelines, but for what was
-// kept.
-func (r *rig) oneForkEach() {
+// onlyStream returns the stream that there is.
+func (r *rig) onlyStream() holdfast.StreamID {
 	r.t.Helper()
 	ids, err := r.vault.Streams(context.Background())
 	if err != nil || len(ids) != 1 {
 		r.t.Fatalf("streams are %v, %v", ids, err)
 	}
-	s, err := r.vault.OpenStream(context.Background(), ids[0])
+	return ids[0]
+}
+
+// oneForkEach looks whether any generation has two timelines, but for what was
+// kept.
+func (r *rig) oneForkEach() {
+	r.t.Helper()
+	s, err := r.vault.OpenStream(context.Background(), r.onlyStream())
 	if err != nil {
 		r.t.Fatal(err)
 	}

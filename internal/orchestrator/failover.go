@@ -235,6 +235,9 @@ func (c *Orchestrator) failoverTask(f func(context.Context, *failoverRun) error)
 // failoverCheck finds what would make the failover fail after it could not be
 // cancelled any more.
 func (c *Orchestrator) failoverCheck(ctx context.Context, r *failoverRun) error {
+	if err := c.settleHistory(ctx, r.item.ID); err != nil {
+		return err
+	}
 	h, err := c.historyFor(ctx, past(r.item), r.in.Request)
 	if err != nil {
 		return err

@@ -62,7 +62,9 @@ func (c *Orchestrator) ListPoints(ctx context.Context, idOrName string) (api.Poi
 		out.Newest = &p
 	}
 	for _, p := range slices.Backward(h.Points) {
-		out.Points = append(out.Points, apiPoint(p))
+		shown := apiPoint(p)
+		shown.Pinned = pinned(it, p)
+		out.Points = append(out.Points, shown)
 	}
 	for _, r := range slices.Backward(h.Ranges) {
 		out.Ranges = append(out.Ranges, api.PointRange{

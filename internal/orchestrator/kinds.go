@@ -45,7 +45,8 @@ func (c *Orchestrator) hydrate(ctx context.Context, step *job.Step, it holdfast.
 
 // disableInput is what disabling was asked for.
 type disableInput struct {
-	Item string `json:"item"`
+	Item          string `json:"item"`
+	DeleteHistory bool   `json:"delete_history,omitempty"`
 }
 
 // DisableItem starts the job that ends the protection of an item. Its history
@@ -61,10 +62,6 @@ func (c *Orchestrator) DisableItem(ctx context.Context, idOrName string, req api
 	if err := c.checkVersion(it, req.IfVersion); err != nil {
 		return api.Job{}, err
 	}
-	if req.DeleteHistory {
-		return api.Job{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "disable protection", Thing: it.Name,
-			Cause: "this version cannot delete history", Hint: "Disable protection without deleting the history"}
-	}
 	status, before := c.observe(ctx, it).status, it.State
 	it.Status = status
 	if err := c.mayBegin(ctx, it, holdfast.OpDisable); err != nil {
@@ -76,7 +73,7 @@ func (c *Orchestrator) DisableItem(ctx context.Context, idOrName string, req api
 	}); err != nil {
 		return api.Job{}, err
 	}
-	return c.submit(ctx, it, submission{kindDisable, holdfast.OpDisable, before, disableInput{Item: it.ID}})
+	return c.submit(ctx, it, submission{kindDisable, holdfast.OpDisable, before, disableInput{Item: it.ID, DeleteHistory: req.DeleteHistory}})
 }
 
 func (c *Orchestrator) disableKind() job.Kind {
@@ -85,6 +82,7 @@ func (c *Orchestrator) disableKind() job.Kind {
 		Tasks: []job.Task{
 			{Name: "withdraw", Title: "Have the gateway stop and leave the machine as it was", Run: bound(c.withItem(c.disableWithdraw)),
 				NoReturn: true, Retry: job.Retry{Attempts: 3, Delay: time.Second}},
+			{Name: "delete", Title: "Delete its history", Run: c.withItem(c.disableDelete), NoReturn: true, Retry: job.Retry{Attempts: 3, Delay: time.Second}},
 		},
 		Finish: &job.Task{Name: "finish", Title: "Remove the item", Run: c.disableFinish},
 	}

@@ -116,11 +116,7 @@ func (c *Orchestrator) start(ctx context.Context, idOrName string, ifVersion int
 
 // Commit starts the job that makes a failover final.
 func (c *Orchestrator) Commit(ctx context.Context, idOrName string, req api.Commit) (api.Job, error) {
-	if req.DeletePoints {
-		return api.Job{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "commit", Thing: idOrName,
-			Cause: "this version cannot delete recovery points", Hint: "Commit without deleting them: they stay as the policy says"}
-	}
-	return c.start(ctx, idOrName, req.IfVersion, holdfast.OpCommit, itemInput{Discard: req.DiscardWrites})
+	return c.start(ctx, idOrName, req.IfVersion, holdfast.OpCommit, itemInput{Discard: req.DiscardWrites, DeletePoints: req.DeletePoints})
 }
 
 func (c *Orchestrator) commitKind() job.Kind {
@@ -129,6 +125,8 @@ func (c *Orchestrator) commitKind() job.Kind {
 		Tasks: []job.Task{
 			{Name: "keep", Title: "Keep what that machine wrote and the vault has not", Run: c.withItem(c.commitKeep)},
 			{Name: "remove", Title: "Remove the machine that is no longer needed", Run: c.withItem(c.commitRemove), NoReturn: true,
+				Retry: job.Retry{Attempts: 3, Delay: time.Second}},
+			{Name: "delete", Title: "Delete the recovery points from before", Run: c.withItem(c.commitDelete), NoReturn: true, Optional: true,
 				Retry: job.Retry{Attempts: 3, Delay: time.Second}},
 		},
 		Finish: c.outcome(holdfast.StateCommitting, nil),

@@ -31,6 +31,8 @@ type itemInput struct {
 	// an operation takes them away.
 	Keep    bool `json:"keep,omitempty"`
 	Discard bool `json:"discard,omitempty"`
+	// DeletePoints says that the recovery points from before are not kept.
+	DeletePoints bool `json:"delete_points,omitempty"`
 }
 
 // ProtectMachine makes an item of a machine and starts the job that replicates

@@ -170,6 +170,9 @@ func (c *Orchestrator) testTask(f func(context.Context, *testRun) error) func(co
 }
 
 func (c *Orchestrator) testCheck(ctx context.Context, r *testRun) error {
+	if err := c.settleHistory(ctx, r.item.ID); err != nil {
+		return err
+	}
 	h, err := c.historyFor(ctx, r.item, r.in.Request)
 	if err != nil {
 		return err

@@ -73,7 +73,31 @@ func TestDisksTakenOver(t *testing.T) {
 	w.cli("change-point", machine)
 	w.verifiesSince(w.newestRecovered(), acked)
 	w.hasDisks(both)
+	w.forgets()
 	w.checkVault()
+}
+
+// forgets commits the failover and deletes the points from before: the machine
+// runs on, and goes on to be protected.
+func (w *world) forgets() {
+	w.t.Helper()
+	var before, after api.Vault
+	w.must(w.JSON(w.t.Context(), &before, "vault", "show"))
+	w.cli("point", "pin", machine, w.named("small"))
+	w.cli("commit", machine, "--delete-points")
+	w.must(w.JSON(w.t.Context(), &after, "vault", "show"))
+	var points api.Points
+	w.must(w.JSON(w.t.Context(), &points, "point", "list", machine))
+	w.t.Logf("the vault had %d bytes in %d segments, and has %d in %d; %d points are left", before.Bytes, before.Streams[0].Segments, after.Bytes, after.Streams[0].Segments, len(points.Points))
+	if after.Streams[0].Segments >= before.Streams[0].Segments || len(points.Points) > 2 {
+		w.t.Errorf("little was deleted: %+v, points %+v", after.Streams[0], points.Points)
+	}
+	serial := w.newestRecovered()
+	acked := w.ackedIn(serial)
+	w.eventually("the recovered guest writes on", func() bool { return w.ackedIn(serial) > acked+3 })
+	w.cli("reprotect", machine)
+	w.cli("test-failover", "start", machine, "--point", w.named("small"), "--serial", "GUEST-READY")
+	w.cli("test-failover", "clean-up", machine)
 }
 
 // resize has QEMU give the first disk another size, as virsh blockresize does.

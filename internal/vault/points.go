@@ -230,6 +230,24 @@ func (s *Stream) Resolve(tl holdfast.TimelineID, at time.Time) (holdfast.Positio
 	return 0, fmt.Errorf("timeline %s at %s: %w", tl, at.Format(time.RFC3339), ErrNoPosition)
 }
 
+// LastBefore returns the newest position of a timeline's own at or before a time;
+// the one at which it begins if there is none.
+func (s *Stream) LastBefore(tl holdfast.TimelineID, at time.Time) holdfast.Position {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	t := s.timelines[tl]
+	if t == nil {
+		return 0
+	}
+	for _, l := range slices.Backward(t.segs) {
+		es := l.Index.Entries
+		if k := sort.Search(len(es), func(k int) bool { return es[k].Time.After(at) }); k > 0 {
+			return es[k-1].Position
+		}
+	}
+	return t.desc.ForkAt
+}
+
 // lastBefore returns the newest position at or before a time.
 func (s *Stream) lastBefore(tl holdfast.TimelineID, at time.Time) holdfast.Position {
 	parts, _ := s.lineage(tl)

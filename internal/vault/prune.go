@@ -36,6 +36,9 @@ type PruneOptions struct {
 	Target int64
 	// Progress is told how much is looked at, in bytes as stored. May be nil.
 	Progress func(done, total int64)
+	// Narrowed is called once it is recorded what is kept: from then on nothing
+	// else is refused than before. May be nil.
+	Narrowed func()
 }
 
 // PruneReport says what Prune has done.
@@ -94,7 +97,11 @@ func (p *pruner) prune(ctx context.Context) error {
 	if err := p.sweep(ctx); err != nil {
 		return err
 	}
-	if err := p.narrow(ctx); err != nil {
+	err := p.narrow(ctx)
+	if p.o.Narrowed != nil {
+		p.o.Narrowed()
+	}
+	if err != nil {
 		return err
 	}
 	if err := p.findLive(ctx); err != nil {

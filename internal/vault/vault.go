@@ -343,16 +343,64 @@ func checkDisks(disks []Disk) error {
 	return nil
 }
 
+// deletedName names the document that says of a stream that it is being deleted.
+const deletedName = "deleted"
+
+type deletedDocument struct {
+	Format int       `json:"format"`
+	At     time.Time `json:"at"`
+}
+
+// DeleteStream removes a stream with all of its history. It is recorded first, so
+// that after an interruption there is no such stream, and another call removes
+// the rest. It is no error if there is none. progress, which may be nil, is told
+// how many objects are removed.
+func (v *Vault) DeleteStream(ctx context.Context, id holdfast.StreamID, now time.Time, progress func(done, total int64)) error {
+	fail := func(err error) error { return fmt.Errorf("delete stream %s: %w", id, err) }
+	entries, err := v.store.List(ctx, streamName(id)+"/", "")
+	if err != nil {
+		return fail(err)
+	}
+	if len(entries) == 0 {
+		return nil
+	}
+	marker := streamName(id, deletedName)
+	if err := v.putNew(ctx, marker, deletedDocument{FormatVersion, stamp(now)}); err != nil && !errors.Is(err, objstore.ErrExists) {
+		return fail(err)
+	}
+	for i, e := range entries {
+		if e.Name == marker {
+			continue
+		}
+		if err := v.store.Delete(ctx, e.Name); err != nil && !missing(err) {
+			return fail(err)
+		}
+		if progress != nil {
+			progress(int64(i+1), int64(len(entries)))
+		}
+	}
+	if err := v.store.Delete(ctx, marker); err != nil && !missing(err) {
+		return fail(err)
+	}
+	return nil
+}
+
 // Streams returns the ids of all streams.
 func (v *Vault) Streams(ctx context.Context) ([]holdfast.StreamID, error) {
 	entries, err := v.store.List(ctx, streamsPrefix, "")
 	if err != nil {
 		return nil, fmt.Errorf("list streams: %w", err)
 	}
+	deleted := map[string]bool{}
+	for _, e := range entries {
+		if dir, base := path.Split(e.Name); base == deletedName {
+			deleted[dir] = true
+		}
+	}
 	var ids []holdfast.StreamID
 	for _, e := range entries {
 		dir, base := path.Split(e.Name)
-		if base != "stream" {
+		if base != "stream" || deleted[dir] {
 			continue
 		}
 		id, err := holdfast.ParseStreamID(strings.TrimSuffix(strings.TrimPrefix(dir, streamsPrefix), "/"))
@@ -372,6 +420,12 @@ func (v *Vault) OpenStream(ctx context.Context, id holdfast.StreamID) (*Stream, 
 	_, err := v.getDocument(ctx, name, &s.desc)
 	if missing(err) {
 		err = ErrNoStream
+	}
+	if err == nil {
+		var d deletedDocument
+		if _, gone := v.getDocument(ctx, streamName(id, deletedName), &d); !missing(gone) {
+			err = errors.Join(ErrNoStream, gone)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open stream %s: %w", id, err)

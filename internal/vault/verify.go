@@ -135,10 +135,15 @@ func unfinished(id holdfast.StreamID, entries []objstore.Entry) bool {
 	return len(entries) == 1 && entries[0].Name == timelineName(id, 1)
 }
 
+// beingDeleted says of the objects of a stream that DeleteStream is at it.
+func beingDeleted(id holdfast.StreamID, entries []objstore.Entry) bool {
+	return slices.ContainsFunc(entries, func(e objstore.Entry) bool { return e.Name == streamName(id, deletedName) })
+}
+
 func (c *verifier) stream(ctx context.Context, id holdfast.StreamID, entries []objstore.Entry) error {
 	s, err := c.v.OpenStream(ctx, id)
 	if errors.Is(err, ErrNoStream) {
-		if unfinished(id, entries) {
+		if unfinished(id, entries) || beingDeleted(id, entries) {
 			return nil
 		}
 		err = damaged(streamName(id, "stream"), fmt.Errorf("%w: it is missing", ErrCorrupt))
@@ -220,6 +225,14 @@ func (c *verifier) canary(ctx context.Context, s *Stream) error {
 		switch {
 		case t == nil || t.broken != nil: // said already
 		case k.Seq > t.tail.Seq:
+			// It may have come since the timeline was read.
+			entries, listErr := s.listSegments(ctx, t)
+			if listErr != nil {
+				return listErr
+			}
+			if slices.ContainsFunc(entries, func(e objstore.Entry) bool { p, _ := placeOf(e.Name); return p.to >= k.Seq }) {
+				return nil
+			}
 			name = segmentName(s.desc.ID, k.Timeline, t.tail.Seq+1)
 			err = damaged(name, fmt.Errorf("%w: it is missing: the canary says that segment %d was here at %s", ErrCorrupt, k.Seq, k.Time.UTC()))
 		}

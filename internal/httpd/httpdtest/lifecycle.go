@@ -68,6 +68,14 @@ func (w *World) Resume(_ context.Context, item string, v api.Resume) (api.Job, e
 	return w.itemJob("Resume", "pause", item, v)
 }
 
+// PinPoint implements httpd.Points.
+func (w *World) PinPoint(_ context.Context, item string, v api.PinPoint) (api.Point, error) {
+	if _, err := w.itemJob("PinPoint", "point", item, v); err != nil {
+		return api.Point{}, err
+	}
+	return api.Point{ID: v.Point, Name: v.Point, Pinned: !v.Unpin}, nil
+}
+
 // MakePoint implements httpd.Points.
 func (w *World) MakePoint(_ context.Context, item string, v api.MakePoint) (api.Job, error) {
 	return w.itemJob("MakePoint", "point", item, v)

@@ -1,0 +1,331 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/api"
+	"github.com/holdfast-dr/holdfast/internal/job"
+	"github.com/holdfast-dr/holdfast/internal/vault"
+)
+
+// What is kept of an item's past is decided by its policy (holdfast.Retention),
+// by what needs a position, and by people who pin points. A job that works beside
+// the item frees the rest now and then. Whoever has chosen a recovery point, or is
+// about to, keeps that job off: see lockHistory.
+
+const (
+	// kindPrune is the job that frees what is not kept any more.
+	kindPrune = "prune"
+	// pruneEvery is how often that is done for an item.
+	pruneEvery = 10 * time.Minute
+	// maxPinned is how many points of an item can be pinned.
+	maxPinned = 256
+)
+
+// pruneInput is what pruning was asked for.
+type pruneInput struct {
+	Item string `json:"item"`
+}
+
+// lockHistory waits until nobody changes what is kept of an item's past. A job
+// that chooses a recovery point holds it for a moment when it begins: a prune that
+// was under way has recorded what it keeps by then, and another one finds the job.
+func (c *Orchestrator) lockHistory(ctx context.Context, item string) (unlock func(), err error) {
+	l := c.powerOf("history/" + item)
+	select {
+	case l <- struct{}{}:
+		return func() { <-l }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// settleHistory waits for a prune that was under way when a job began.
+func (c *Orchestrator) settleHistory(ctx context.Context, item string) error {
+	unlock, err := c.lockHistory(ctx, item)
+	if err == nil {
+		unlock()
+	}
+	return err
+}
+
+// prunable says whether an item's past may be thinned in its state.
+func prunable(it holdfast.Item) bool {
+	switch it.State {
+	case holdfast.StateProtected, holdfast.StateCommitPending, holdfast.StateCommitted, holdfast.StateReplicationBroken:
+	default:
+		return false
+	}
+	return it.CurrentJob == "" && !slices.ContainsFunc(it.Tests, func(t holdfast.Test) bool { return t.Point.Position == 0 })
+}
+
+// schedulePrune starts the job that frees what is not kept, when it is time.
+func (c *Orchestrator) schedulePrune(ctx context.Context, it holdfast.Item) {
+	c.mu.Lock()
+	last, known := c.pruned[it.ID]
+	if !known {
+		c.pruned[it.ID] = c.now() // not all at once when the server starts
+	}
+	c.mu.Unlock()
+	if !known || c.now().Sub(last) < pruneEvery || !prunable(it) {
+		return
+	}
+	c.mu.Lock()
+	c.pruned[it.ID] = c.now()
+	c.mu.Unlock()
+	_, err := c.engine.Submit(ctx, kindPrune, "prune/"+it.ID, pruneInput{Item: it.ID})
+	if err != nil && !errors.Is(err, job.ErrBusy) {
+		c.log.Error("nothing is pruned", "item", it.Name, "error", err)
+	}
+}
+
+func (c *Orchestrator) pruneKind() job.Kind {
+	return job.Kind{
+		Name: kindPrune, Title: "Free what is not kept any more",
+		Tasks: []job.Task{{Name: "prune", Title: "Thin the history as the policy says", Run: c.pruneTask}},
+	}
+}
+
+func (c *Orchestrator) pruneTask(ctx context.Context, step *job.Step) error {
+	var in pruneInput
+	if err := decodeInput(step, &in); err != nil {
+		return err
+	}
+	it, err := c.opts.Store.Item(ctx, in.Item)
+	if errors.Is(err, &holdfast.Error{Kind: holdfast.KindNotFound}) {
+		return job.Skip("the item is gone")
+	}
+	if err != nil {
+		return err
+	}
+	return c.prune(ctx, step, it, false)
+}
+
+// prune frees, timeline by timeline, what is not kept of an item's past; of what
+// was before its failover nothing is, if all is to be deleted.
+func (c *Orchestrator) prune(ctx context.Context, step *job.Step, it holdfast.Item, all bool) error {
+	s, err := c.stream(ctx, it.Stream)
+	if err != nil {
+		return vaultError("open stream", it.Name, err)
+	}
+	if err := refresh(ctx, s); err != nil {
+		return vaultError("read stream", it.Name, err)
+	}
+	var sum vault.PruneReport
+	tls := s.Timelines()
+	for i, tl := range tls {
+		rep, err := c.pruneTimeline(ctx, step, pruning{it.ID, s, tl.ID, all})
+		if job.IsSkip(err) {
+			return err
+		}
+		if err != nil {
+			return vaultError("prune stream", it.Name, err)
+		}
+		sum.Removed, sum.Freed, sum.Rewritten = sum.Removed+rep.Removed, sum.Freed+rep.Freed, sum.Rewritten+rep.Rewritten
+		step.Progress(int64(i+1), int64(len(tls)), "timelines")
+	}
+	step.Log(fmt.Sprintf("%d bytes were freed, %d of them written anew; %d objects were removed", sum.Freed, sum.Rewritten, sum.Removed))
+	return nil
+}
+
+// pruning is one timeline of which what is not kept is freed; all: but what
+// somebody needs.
+type pruning struct {
+	item string
+	s    *vault.Stream
+	tl   holdfast.TimelineID
+	all  bool
+}
+
+// pruneTimeline frees what is not kept of one timeline. What is kept is decided
+// and recorded while no job has a recovery point, or is about to choose one.
+func (c *Orchestrator) pruneTimeline(ctx context.Context, step *job.Step, p pruning) (rep vault.PruneReport, err error) {
+	unlock, err := c.lockHistory(ctx, p.item)
+	if err != nil {
+		return rep, err
+	}
+	once := true
+	release := func() {
+		if once {
+			once = false
+			unlock()
+		}
+	}
+	defer release()
+	it, err := c.opts.Store.Item(ctx, p.item)
+	if err != nil {
+		return rep, err
+	}
+	jobs, err := c.engine.List(ctx, job.Filter{Subject: it.ID, Unfinished: true, Limit: 1})
+	if err != nil {
+		return rep, err
+	}
+	if mine := len(jobs) == 1 && jobs[0].ID == step.JobID(); len(jobs) > 0 && !mine || !mine && !prunable(it) {
+		return rep, job.Skip("another job has begun to work on the item")
+	}
+	o := keptOf(it, p, c.now())
+	o.Narrowed = release
+	return p.s.Prune(ctx, o)
+}
+
+// keptOf decides what is kept of a timeline.
+func keptOf(it holdfast.Item, p pruning, now time.Time) vault.PruneOptions {
+	s, tl := p.s, p.tl
+	o := vault.PruneOptions{Timeline: tl, Keep: needed(it)}
+	lines := s.Timelines()
+	at := slices.IndexFunc(lines, func(t vault.Timeline) bool { return t.ID == tl })
+	current := tl == it.Timeline
+	if p.all {
+		if !current {
+			o.Upto = lines[at].Tail.Position
+		}
+		return o
+	}
+	// The history that the item can choose from, as one; and what was abandoned,
+	// whose points have an age and nothing else.
+	var line []holdfast.RecoveryPoint
+	in := map[holdfast.Position]bool{}
+	newest := time.Time{}
+	for _, of := range []holdfast.TimelineID{it.Timeline, past(it).Timeline} {
+		upTo, on := lineOf(lines, of)[tl]
+		for _, p := range historyOf(s, of).Points {
+			if !slices.ContainsFunc(line, func(q holdfast.RecoveryPoint) bool { return q.Position == p.Position && q.ID == p.ID }) {
+				line = append(line, p)
+			}
+			if on && p.Position > lines[at].ForkAt && p.Position <= upTo {
+				in[p.Position] = true
+			}
+			if p.Time.After(newest) {
+				newest = p.Time
+			}
+		}
+	}
+	if newest.After(now) {
+		newest = now
+	}
+	keep := it.Policy.WithDefaults().Retention
+	for _, v := range keep.Decide(line, nil, now) {
+		if v.Keep && in[v.Point.Position] {
+			o.Keep = append(o.Keep, v.Point.Position)
+		}
+	}
+	for _, p := range s.Points(tl) {
+		if p.Position > lines[at].ForkAt && !in[p.Position] && newest.Sub(p.Time) <= keep.Reach() {
+			o.Keep = append(o.Keep, p.Position)
+		}
+	}
+	if !newest.IsZero() {
+		o.Upto = s.LastBefore(tl, newest.Add(-keep.Window))
+	}
+	return o
+}
+
+// needed are the positions that something needs: people who pinned them, tests,
+// the machine that runs, and what others can be brought to with little to move. On
+// a timeline that does not have one, it names nothing, or a moment more.
+func needed(it holdfast.Item) []holdfast.Position {
+	var out []holdfast.Position
+	for _, p := range it.Pinned {
+		out = append(out, p.Position)
+	}
+	for _, t := range it.Tests {
+		out = append(out, t.Point.Position)
+	}
+	if it.RecoveryPoint != nil {
+		out = append(out, it.RecoveryPoint.Position)
+	}
+	for _, site := range []string{it.PrimarySite, it.RecoverySite} {
+		if e := it.CopyAt(site).Equal; e != nil {
+			out = append(out, e.Position)
+		}
+	}
+	return out
+}
+
+// PinPoint keeps a recovery point of an item until somebody unpins it, whatever
+// its policy says. It is durable when it returns.
+func (c *Orchestrator) PinPoint(ctx context.Context, idOrName string, req api.PinPoint) (api.Point, error) {
+	it, err := c.opts.Store.Item(ctx, idOrName)
+	if err != nil {
+		return api.Point{}, err
+	}
+	unlock, err := c.lockHistory(ctx, it.ID)
+	if err != nil {
+		return api.Point{}, err
+	}
+	defer unlock()
+	r := holdfast.PointRequest{Option: holdfast.PointChosen, Point: req.Point, Timeline: holdfast.TimelineID(req.Timeline)}
+	if err := r.Validate(); err != nil {
+		return api.Point{}, err
+	}
+	h, err := c.historyFor(ctx, past(it), r)
+	if err != nil {
+		return api.Point{}, err
+	}
+	res, err := holdfast.ResolvePoint(r, h)
+	if err != nil {
+		return api.Point{}, err
+	}
+	it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
+		i.Pinned = slices.DeleteFunc(slices.Clone(i.Pinned), func(p holdfast.RecoveryPoint) bool { return samePoint(p, res.Point) })
+		if !req.Unpin {
+			i.Pinned = append(i.Pinned, res.Point)
+		}
+		if len(i.Pinned) > maxPinned {
+			return i, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "pin recovery point of", Thing: i.Name, Cause: fmt.Sprintf("it has %d pinned points, the most there can be", maxPinned),
+				Hint: "Unpin some with holdfast point unpin"}
+		}
+		return i, nil
+	})
+	p := apiPoint(res.Point)
+	p.Pinned = pinned(it, res.Point)
+	return p, err
+}
+
+// samePoint says whether two are the same moment of the same history.
+func samePoint(a, b holdfast.RecoveryPoint) bool {
+	return a.Position == b.Position && (a.Timeline == b.Timeline || a.ID != "" && a.ID == b.ID)
+}
+
+func pinned(it holdfast.Item, p holdfast.RecoveryPoint) bool {
+	return slices.ContainsFunc(it.Pinned, func(q holdfast.RecoveryPoint) bool { return samePoint(p, q) })
+}
+
+// commitDelete deletes the recovery points from before the failover, if that was
+// asked for.
+func (c *Orchestrator) commitDelete(ctx context.Context, step *job.Step, it holdfast.Item) error {
+	var in itemInput
+	if err := decodeInput(step, &in); err != nil {
+		return err
+	}
+	if !in.DeletePoints {
+		return job.Skip("they stay as the policy says")
+	}
+	return c.prune(ctx, step, it, true)
+}
+
+// disableDelete deletes the stream of an item that is being disabled, if that was
+// asked for.
+func (c *Orchestrator) disableDelete(ctx context.Context, step *job.Step, it holdfast.Item) error {
+	var in disableInput
+	if err := decodeInput(step, &in); err != nil {
+		return err
+	}
+	if !in.DeleteHistory {
+		return job.Skip("it stays in the vault")
+	}
+	unlock, err := c.lockHistory(ctx, it.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	c.mu.Lock()
+	delete(c.streams, it.Stream)
+	c.mu.Unlock()
+	return vaultError("delete stream", it.Name, c.opts.Vault.DeleteStream(ctx, it.Stream, c.now(), func(done, total int64) { step.Progress(done, total, "objects") }))
+}

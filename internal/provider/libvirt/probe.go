@@ -30,13 +30,3 @@ func (p probe) Said(ctx context.Context, machineID string) ([]byte, error) {
 	}
 	return nil, fmt.Errorf("machine %s: %w: its definition has no serial console in a file, nor one with a log", d.Name, provider.ErrNoWay)
 }
-
-// Dial is not there yet.
-func (p probe) Dial(context.Context, string, int) error {
-	return fmt.Errorf("reach a TCP port: %w: this version cannot reach machines of libvirt over their network", provider.ErrNoWay)
-}
-
-// Ping is not there yet.
-func (p probe) Ping(context.Context, string) error {
-	return fmt.Errorf("ping: %w: this version cannot reach machines of libvirt over their network", provider.ErrNoWay)
-}

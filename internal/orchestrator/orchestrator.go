@@ -150,7 +150,6 @@ type Orchestrator struct {
 	// appPoints is how the last application-consistent point of an item went.
 	appPoints map[string]appPoint
 	shapes    map[string]shapeSeen // by item
-	pruned    map[string]time.Time // when that was last begun, by item
 	streams   map[holdfast.StreamID]*vault.Stream
 	verified  *verifyOutcome
 }
@@ -168,11 +167,11 @@ func New(o Options) (*Orchestrator, error) {
 	}
 	c := &Orchestrator{
 		opts: o, log: o.Logger, now: o.Now, settled: make(chan struct{}),
-		observed: map[string]observation{}, guards: map[string]guardSeen{}, power: map[string]chan struct{}{}, appPoints: map[string]appPoint{}, shapes: map[string]shapeSeen{}, pruned: map[string]time.Time{}, streams: map[holdfast.StreamID]*vault.Stream{},
+		observed: map[string]observation{}, guards: map[string]guardSeen{}, power: map[string]chan struct{}{}, appPoints: map[string]appPoint{}, shapes: map[string]shapeSeen{}, streams: map[holdfast.StreamID]*vault.Stream{},
 	}
 	c.engine = job.New(o.Jobs, job.Options{Logger: o.Logger, Now: o.Now, Hook: o.JobHook})
 	kinds := append(c.failoverKinds(), c.protectKind(), c.hydrateKind(), c.disableKind(), c.verifyKind(), c.commitKind(), c.undoKind(),
-		c.reprotectKind(), c.resyncKind(), c.testKind(), c.cleanUpKind(), c.pointKind(), c.disksKind(), c.pauseKind(), c.pruneKind())
+		c.reprotectKind(), c.resyncKind(), c.testKind(), c.cleanUpKind(), c.pointKind(), c.disksKind(), c.pauseKind())
 	c.kinds = kinds
 	return c, c.engine.Register(kinds...)
 }
@@ -190,6 +189,7 @@ func (c *Orchestrator) Run(ctx context.Context) error {
 	g, inner := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.engine.Run(inner) })
 	g.Go(func() error { return c.observeLoop(inner) })
+	g.Go(func() error { return c.pruneLoop(inner) })
 	g.Go(func() error { return c.forwardEvents(inner) })
 	if err := g.Wait(); err != nil && ctx.Err() == nil {
 		return err

@@ -2,7 +2,6 @@ package orchestrator
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -19,18 +18,13 @@ import (
 // about to, keeps that job off: see lockHistory.
 
 const (
-	// kindPrune is the job that frees what is not kept any more.
-	kindPrune = "prune"
-	// pruneEvery is how often that is done for an item.
+	// pruneEvery is how often what is not kept is freed, and pruneLook how often it
+	// is looked for an item whose turn it is.
 	pruneEvery = 10 * time.Minute
+	pruneLook  = 30 * time.Second
 	// maxPinned is how many points of an item can be pinned.
 	maxPinned = 256
 )
-
-// pruneInput is what pruning was asked for.
-type pruneInput struct {
-	Item string `json:"item"`
-}
 
 // lockHistory waits until nobody changes what is kept of an item's past. A job
 // that chooses a recovery point holds it for a moment when it begins: a prune that
@@ -64,87 +58,75 @@ func prunable(it holdfast.Item) bool {
 	return it.CurrentJob == "" && !slices.ContainsFunc(it.Tests, func(t holdfast.Test) bool { return t.Point.Position == 0 })
 }
 
-// schedulePrune starts the job that frees what is not kept, when it is time.
-func (c *Orchestrator) schedulePrune(ctx context.Context, it holdfast.Item) {
-	c.mu.Lock()
-	last, known := c.pruned[it.ID]
-	if !known {
-		c.pruned[it.ID] = c.now() // not all at once when the server starts
-	}
-	c.mu.Unlock()
-	if !known || c.now().Sub(last) < pruneEvery || !prunable(it) {
-		return
-	}
-	c.mu.Lock()
-	c.pruned[it.ID] = c.now()
-	c.mu.Unlock()
-	_, err := c.engine.Submit(ctx, kindPrune, "prune/"+it.ID, pruneInput{Item: it.ID})
-	if err != nil && !errors.Is(err, job.ErrBusy) {
-		c.log.Error("nothing is pruned", "item", it.Name, "error", err)
-	}
-}
-
-func (c *Orchestrator) pruneKind() job.Kind {
-	return job.Kind{
-		Name: kindPrune, Title: "Free what is not kept any more",
-		Tasks: []job.Task{{Name: "prune", Title: "Thin the history as the policy says", Run: c.pruneTask}},
-	}
-}
-
-func (c *Orchestrator) pruneTask(ctx context.Context, step *job.Step) error {
-	var in pruneInput
-	if err := decodeInput(step, &in); err != nil {
-		return err
-	}
-	it, err := c.opts.Store.Item(ctx, in.Item)
-	if errors.Is(err, &holdfast.Error{Kind: holdfast.KindNotFound}) {
-		return job.Skip("the item is gone")
-	}
-	if err != nil {
-		return err
-	}
-	return c.prune(ctx, step, it, false)
-}
-
-// prune frees, timeline by timeline, what is not kept of an item's past; of what
-// was before its failover nothing is, if all is to be deleted.
-func (c *Orchestrator) prune(ctx context.Context, step *job.Step, it holdfast.Item, all bool) error {
-	s, err := c.stream(ctx, it.Stream)
-	if err != nil {
-		return vaultError("open stream", it.Name, err)
-	}
-	if err := refresh(ctx, s); err != nil {
-		return vaultError("read stream", it.Name, err)
-	}
-	var sum vault.PruneReport
-	tls := s.Timelines()
-	for i, tl := range tls {
-		rep, err := c.pruneTimeline(ctx, step, pruning{it.ID, s, tl.ID, all})
-		if job.IsSkip(err) {
-			return err
-		}
+// pruneLoop frees what is not kept, item after item, until ctx ends. It is no job:
+// nothing is lost when it is interrupted, and it leaves no record for each of
+// thousands of items a day.
+func (c *Orchestrator) pruneLoop(ctx context.Context) error {
+	last := map[string]time.Time{}
+	for sleep(ctx, pruneLook) {
+		items, err := c.opts.Store.Items(ctx)
 		if err != nil {
-			return vaultError("prune stream", it.Name, err)
+			continue // whoever observes the items says so
 		}
-		sum.Removed, sum.Freed, sum.Rewritten = sum.Removed+rep.Removed, sum.Freed+rep.Freed, sum.Rewritten+rep.Rewritten
-		step.Progress(int64(i+1), int64(len(tls)), "timelines")
+		for _, it := range items {
+			at, known := last[it.ID]
+			if !known {
+				last[it.ID] = c.now() // not all at once when the server starts
+			}
+			if !known || c.now().Sub(at) < pruneEvery || !prunable(it) {
+				continue
+			}
+			last[it.ID] = c.now()
+			rep, err := c.prune(ctx, pruning{item: it.ID})
+			switch {
+			case err != nil && !job.IsSkip(err) && ctx.Err() == nil:
+				c.log.Error("what is not kept is not freed", "item", it.Name, "error", err)
+			case rep.Removed > 0:
+				c.log.Info("what is not kept was freed", "item", it.Name, "bytes", rep.Freed-rep.Rewritten, "objects", rep.Removed)
+			}
+		}
 	}
-	step.Log(fmt.Sprintf("%d bytes were freed, %d of them written anew; %d objects were removed", sum.Freed, sum.Rewritten, sum.Removed))
 	return nil
 }
 
-// pruning is one timeline of which what is not kept is freed; all: but what
-// somebody needs.
+// prune frees, timeline by timeline, what is not kept of an item's past.
+func (c *Orchestrator) prune(ctx context.Context, p pruning) (sum vault.PruneReport, err error) {
+	it, err := c.opts.Store.Item(ctx, p.item)
+	if err != nil {
+		return sum, err
+	}
+	if p.s, err = c.stream(ctx, it.Stream); err != nil {
+		return sum, vaultError("open stream", it.Name, err)
+	}
+	if err := refresh(ctx, p.s); err != nil {
+		return sum, vaultError("read stream", it.Name, err)
+	}
+	for _, tl := range p.s.Timelines() {
+		p.tl = tl.ID
+		rep, err := c.pruneTimeline(ctx, p)
+		if job.IsSkip(err) {
+			return sum, err
+		}
+		if err != nil {
+			return sum, vaultError("prune stream", it.Name, err)
+		}
+		sum.Removed, sum.Freed, sum.Rewritten = sum.Removed+rep.Removed, sum.Freed+rep.Freed, sum.Rewritten+rep.Rewritten
+	}
+	return sum, nil
+}
+
+// pruning is what is freed of an item's past.
 type pruning struct {
 	item string
+	job  string // that does it; empty: none
+	all  bool   // nothing from before the failover is kept, but what somebody needs
 	s    *vault.Stream
-	tl   holdfast.TimelineID
-	all  bool
+	tl   holdfast.TimelineID // the one at hand
 }
 
 // pruneTimeline frees what is not kept of one timeline. What is kept is decided
 // and recorded while no job has a recovery point, or is about to choose one.
-func (c *Orchestrator) pruneTimeline(ctx context.Context, step *job.Step, p pruning) (rep vault.PruneReport, err error) {
+func (c *Orchestrator) pruneTimeline(ctx context.Context, p pruning) (rep vault.PruneReport, err error) {
 	unlock, err := c.lockHistory(ctx, p.item)
 	if err != nil {
 		return rep, err
@@ -165,7 +147,7 @@ func (c *Orchestrator) pruneTimeline(ctx context.Context, step *job.Step, p prun
 	if err != nil {
 		return rep, err
 	}
-	if mine := len(jobs) == 1 && jobs[0].ID == step.JobID(); len(jobs) > 0 && !mine || !mine && !prunable(it) {
+	if mine := len(jobs) == 1 && jobs[0].ID == p.job; len(jobs) > 0 && !mine || !mine && !prunable(it) {
 		return rep, job.Skip("another job has begun to work on the item")
 	}
 	o := keptOf(it, p, c.now())
@@ -179,6 +161,9 @@ func keptOf(it holdfast.Item, p pruning, now time.Time) vault.PruneOptions {
 	o := vault.PruneOptions{Timeline: tl, Keep: needed(it)}
 	lines := s.Timelines()
 	at := slices.IndexFunc(lines, func(t vault.Timeline) bool { return t.ID == tl })
+	if tl == past(it).Timeline {
+		o.Keep = append(o.Keep, lines[at].Tail.Position) // see leftAt
+	}
 	current := tl == it.Timeline
 	if p.all {
 		if !current {
@@ -306,7 +291,11 @@ func (c *Orchestrator) commitDelete(ctx context.Context, step *job.Step, it hold
 	if !in.DeletePoints {
 		return job.Skip("they stay as the policy says")
 	}
-	return c.prune(ctx, step, it, true)
+	rep, err := c.prune(ctx, pruning{item: it.ID, job: step.JobID(), all: true})
+	if err == nil {
+		step.Log(fmt.Sprintf("%d bytes were freed; %d objects were removed", rep.Freed-rep.Rewritten, rep.Removed))
+	}
+	return err
 }
 
 // disableDelete deletes the stream of an item that is being disabled, if that was

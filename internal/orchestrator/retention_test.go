@@ -98,7 +98,13 @@ func TestRetention(t *testing.T) {
 		r.reads(29%8*4096, 29)
 		r.idle()
 		commit(r)
-		reprotect(r)
+		scribble(t, r.primary, "m1", 256<<10, 9)
+		if j := r.done(r.Reprotect(t.Context(), machine, api.Reprotect{})); len(j.Warnings) > 0 {
+			t.Errorf("reprotect warns: %v", j.Warnings)
+		}
+		if len(r.kept()) != 1 {
+			t.Error("what was written at home days ago was not kept")
+		}
 		r.hours(30, 48)
 		r.write(0, 48)
 		r.done(r.Failback(t.Context(), machine, api.Failback{Option: "latest"}))

@@ -104,6 +104,9 @@ func (p *pruner) prune(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if p.kept.Epoch == p.t.pruned {
+		return nil // done already, or nothing was ever to be done
+	}
 	if err := p.findLive(ctx); err != nil {
 		return err
 	}
@@ -117,6 +120,9 @@ func (p *pruner) prune(ctx context.Context) error {
 			return err
 		}
 	}
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	p.t.pruned = p.kept.Epoch
 	return nil
 }
 

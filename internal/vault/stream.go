@@ -47,12 +47,13 @@ type timelineDescriptor struct {
 
 // timeline is what is loaded of one.
 type timeline struct {
-	desc  timelineDescriptor
-	segs  []*loaded
-	marks []placedMark
-	ended *segment.Header
-	kept  keptDocument
-	bytes int64
+	desc   timelineDescriptor
+	segs   []*loaded
+	marks  []placedMark
+	ended  *segment.Header
+	kept   keptDocument
+	bytes  int64
+	pruned uint32 // the epoch of kept that Prune has carried out here
 	// keptErr says why what is kept is not known; then kept says less than there is.
 	keptErr error
 	tail    Tail

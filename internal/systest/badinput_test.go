@@ -84,7 +84,7 @@ func TestBadInput(t *testing.T) {
 	w.protect()
 	w.fails(11, []string{machine, "protected already"}, with("protect", machine)...)
 	w.fails(2, []string{"time"}, "failover", machine, "--time", "yesterday")
-	w.fails(1, []string{"reach back"}, "failover", machine, "--time", "2001-01-01T00:00:00Z")
+	w.fails(10, []string{"reach back"}, "failover", machine, "--time", "2001-01-01T00:00:00Z")
 	w.define(w.Recovery, "taken")
 	w.fails(1, []string{"taken"}, "failover", machine, "--name", "taken")
 	if it := w.item(); it.State != "protected" {

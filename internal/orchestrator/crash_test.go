@@ -206,6 +206,9 @@ func (r *rig) endsOrDies(id string, died <-chan struct{}) (dead bool) {
 // operation. One that was never recorded is asked for again.
 func (r *rig) settled(op operation) {
 	r.t.Helper()
+	if op.name == "take over disks" { // nobody asks for that
+		r.eventually("the disks are taken over", func() bool { return sizeOf(r.item(), "vda") == 2*diskSize })
+	}
 	r.idle()
 	it, err := r.GetItem(r.t.Context(), machine)
 	if op.state == "" {

@@ -35,6 +35,7 @@ type shapeSeen struct {
 	machine provider.Machine
 	disks   []holdfast.Disk
 	since   time.Time // that it has these disks
+	tried   time.Time // when they were about to be taken over last
 	wrong   string    // why they cannot be taken over; empty: they can
 }
 
@@ -123,7 +124,7 @@ func (c *Orchestrator) watchShape(ctx context.Context, it holdfast.Item, g Gatew
 		if err != nil {
 			return ""
 		}
-		next := shapeSeen{hash: st.Machine, machine: m, disks: disksOfMachine(m), since: seen.since, wrong: badDisks(m)}
+		next := shapeSeen{hash: st.Machine, machine: m, disks: disksOfMachine(m), since: seen.since, tried: seen.tried, wrong: badDisks(m)}
 		if seen.hash == "" || !holdfast.SameDisks(seen.disks, next.disks) {
 			next.since = c.now()
 		}
@@ -219,9 +220,13 @@ func (c *Orchestrator) scheduleDisks(ctx context.Context, id string) {
 	if seen.hash == "" || seen.wrong != "" || !takesDisks(it) || holdfast.SameDisks(it.Disks, seen.disks) {
 		return
 	}
-	if c.now().Sub(seen.since) < disksSettle && !onlySizes(it.Disks, seen.disks) {
+	if c.now().Sub(seen.since) < disksSettle && !onlySizes(it.Disks, seen.disks) || c.now().Sub(seen.tried) < disksSettle {
 		return
 	}
+	seen.tried = c.now() // who cancels it has time for something else
+	c.mu.Lock()
+	c.shapes[it.ID] = seen
+	c.mu.Unlock()
 	_, err = c.engine.Submit(ctx, kindDisks, it.ID, disksInput{Item: it.ID, Machine: seen.machine})
 	if err != nil && !errors.Is(err, job.ErrBusy) {
 		c.log.Error("changed disks are not taken over", "item", it.Name, "error", err)
@@ -253,9 +258,7 @@ func (c *Orchestrator) disksKind() job.Kind {
 		Tasks: []job.Task{
 			{Name: "drain", Title: "Bring over what was received", Run: c.withItem(c.disksDrain), Optional: true},
 			{Name: "fork", Title: "Go on with the disks of now", Run: bound(c.withItem(c.disksFork)), NoReturn: true, Retry: retry},
-			{Name: "replicate", Title: "Have the gateway replicate them", Run: bound(c.withItem(func(ctx context.Context, _ *job.Step, it holdfast.Item) error {
-				return c.giveOrder(ctx, it, it.ActiveSite())
-			})), Retry: retry},
+			{Name: "replicate", Title: "Have the gateway replicate them", Run: c.withItem(c.disksOrder), Optional: true},
 		},
 		Finish: &job.Task{Name: "finish", Title: "Record the outcome", Run: c.disksFinish},
 	}
@@ -282,16 +285,55 @@ func (c *Orchestrator) disksDrain(ctx context.Context, step *job.Step, it holdfa
 	return nil
 }
 
+// disksOrder gives the gateway its order. Should the site be lost at this very
+// moment, nobody waits for it: the order is given when it is back.
+func (c *Orchestrator) disksOrder(ctx context.Context, _ *job.Step, it holdfast.Item) error {
+	ctx, cancel := context.WithTimeout(ctx, guardWait)
+	defer cancel()
+	return c.giveOrder(ctx, it, it.ActiveSite())
+}
+
 // disksFork closes the item's timeline and begins one with the disks of now.
 func (c *Orchestrator) disksFork(ctx context.Context, step *job.Step, it holdfast.Item) error {
 	var in disksInput
-	var st disksState
-	if err := errors.Join(decodeInput(step, &in), step.JobState(&st)); err != nil {
+	if err := decodeInput(step, &in); err != nil {
 		return err
 	}
-	disks := disksOfMachine(in.Machine)
+	return c.forkDisks(ctx, step, it, in.Machine)
+}
+
+// adoptDisks goes on with the disks that the item's machine has at its site, if
+// they are not those that it had, and returns the item so.
+func (c *Orchestrator) adoptDisks(ctx context.Context, step *job.Step, it holdfast.Item) (holdfast.Item, error) {
+	var m provider.Machine
+	err := c.withSite(ctx, it.ActiveSite(), func(site holdfast.Site, s *provider.Site) (err error) {
+		if m, err = s.Inventory.Machine(ctx, it.CopyAt(it.ActiveSite()).MachineID); err != nil {
+			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "look at the machine of item " + it.Name + " at site", Thing: site.Name, Err: err}
+		}
+		return nil
+	})
+	if err != nil {
+		return it, err
+	}
+	if why := badDisks(m); why != "" {
+		return it, &holdfast.Error{Kind: holdfast.KindNotAllowed, Op: "replicate machine", Thing: m.Name, Cause: why, Hint: "Mend that, then ask again"}
+	}
+	if err := c.forkDisks(ctx, step, it, m); err != nil {
+		return it, err
+	}
+	return c.opts.Store.Item(ctx, it.ID)
+}
+
+// forkDisks closes the item's timeline and begins one with a machine's disks,
+// unless they are those of now.
+func (c *Orchestrator) forkDisks(ctx context.Context, step *job.Step, it holdfast.Item, m provider.Machine) error {
+	var st disksState
+	if err := step.JobState(&st); err != nil {
+		return err
+	}
+	disks := disksOfMachine(m)
 	if holdfast.SameDisks(it.Disks, disks) {
-		return nil // done before the server was interrupted
+		return nil // perhaps done before the server was interrupted
 	}
 	s, err := c.stream(ctx, it.Stream)
 	if err != nil {
@@ -322,7 +364,7 @@ func (c *Orchestrator) disksFork(ctx context.Context, step *job.Step, it holdfas
 		}
 	}
 	step.Log(diskChanges(it.Disks, disks))
-	_, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) { return takeDisks(i, in.Machine, tl, st.Generation) })
+	_, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) { return takeDisks(i, m, tl, st.Generation) })
 	return err
 }
 

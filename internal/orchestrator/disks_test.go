@@ -1,6 +1,8 @@
 package orchestrator_test
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"testing"
 	"time"
@@ -164,6 +166,97 @@ func TestGrownAway(t *testing.T) {
 		commit(r)
 		reprotect(r)
 	})
+}
+
+// TestGrownBeforeReprotect has a disk grown, and one added, where the machine was
+// recovered, before it is replicated again.
+func TestGrownBeforeReprotect(t *testing.T) {
+	t.Parallel()
+	inBubble(t, "grown", func(t *testing.T) {
+		r := newRig(t)
+		r.write(0, 1)
+		r.protect()
+		failover(r)
+		commit(r)
+		at, m := r.active()
+		if err := at.GrowDisk(m.ID, "vda", 2*diskSize); err != nil {
+			t.Fatal(err)
+		}
+		reprotect(r)
+		large := map[string]int64{"vda": 2 * diskSize, "vdb": 64 << 10}
+		r.hasDisks(large)
+		r.write(diskSize, 5)
+		r.done(r.Failback(t.Context(), machine, api.Failback{Option: "latest"}))
+		r.hasDisks(large)
+		r.reads(0, 1)
+		r.reads(diskSize, 5)
+	})
+}
+
+// TestGrownInFirstCopy has a disk grown while it is copied for the first time: the
+// job says so, and protection comes about all the same.
+func TestGrownInFirstCopy(t *testing.T) {
+	t.Parallel()
+	inBubble(t, "grown", func(t *testing.T) {
+		r := newRig(t)
+		r.write(0, 1)
+		r.gw.mu.Lock()
+		r.gw.copies = true
+		r.gw.mu.Unlock()
+		j, err := r.ProtectMachine(t.Context(), api.Protect{Machine: machine, Site: "primary", RecoverySite: "recovery"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.eventually("it copies", func() bool { return r.item().State == "initial_replication" })
+		took, err := r.growing(2 * diskSize)
+		if j = r.ended(j, nil); j.State != "failed" || j.Error.Hint == "" {
+			t.Errorf("protect ends %s, %+v", j.State, j.Error)
+		}
+		r.done(took, err)
+		r.gw.mu.Lock()
+		r.gw.copies = false
+		r.gw.mu.Unlock()
+		r.eventually("it is protected", func() bool { return r.item().State == "protected" })
+		r.write(diskSize, 5)
+		failover(r)
+		r.reads(diskSize, 5)
+	})
+}
+
+// TestSiteLostWhileDisksAreTakenOver loses the gateway when the disks' timeline has
+// begun: a failover is not kept waiting, and the order is given when it is back.
+func TestSiteLostWhileDisksAreTakenOver(t *testing.T) {
+	t.Parallel()
+	for _, back := range []bool{false, true} {
+		inBubble(t, fmt.Sprint("back ", back), func(t *testing.T) {
+			r := newRig(t)
+			r.write(0, 1)
+			r.protect()
+			r.gw.mu.Lock()
+			r.gw.refuse = errors.New("it is away")
+			r.gw.mu.Unlock()
+			began := time.Now()
+			if j := r.done(r.growing(2 * diskSize)); len(j.Warnings) == 0 {
+				t.Error("nobody is told that the gateway has no order")
+			}
+			if took := time.Since(began); took > time.Minute {
+				t.Errorf("the item was busy for %s", took)
+			}
+			if !back {
+				r.done(r.FailoverItem(t.Context(), machine, api.Failover{Option: "latest_processed"}))
+				r.reads(0, 1)
+				r.hasDisks(map[string]int64{"vda": diskSize, "vdb": 64 << 10})
+				return
+			}
+			r.gw.mu.Lock()
+			r.gw.refuse = nil
+			r.gw.mu.Unlock()
+			time.Sleep(10 * time.Second)
+			r.write(diskSize, 5)
+			failover(r)
+			r.reads(diskSize, 5)
+		})
+	}
 }
 
 // TestOtherDisks has disks added and removed. Not at once: backup software does so

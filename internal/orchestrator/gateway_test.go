@@ -3,6 +3,7 @@ package orchestrator_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +23,7 @@ type fakeGateway struct {
 	mu     sync.Mutex // guards the fields below
 	orders map[string]*fakeReplication
 	down   error // what every call returns
+	refuse error // what Put returns
 	hang   bool  // every call waits for its context
 	lag    bool  // nothing comes into the vault but by Point
 	copies bool  // the first copy goes on and on
@@ -65,6 +67,9 @@ func (g *fakeGateway) Put(ctx context.Context, o gateway.Order) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.refuse != nil {
+		return g.refuse
+	}
 	g.puts++
 	if old := g.orders[o.Item]; old != nil && old.order.Timeline == o.Timeline && old.order.MachineID == o.MachineID && old.order.PausedUntil.Equal(o.PausedUntil) {
 		return nil
@@ -182,6 +187,11 @@ func (g *fakeGateway) Status(ctx context.Context, item string) (gateway.Status, 
 	st := gateway.Status{Item: item, Mode: string(holdfast.ModeContinuous), Consistent: !g.copies, Timeline: r.order.Timeline, AsOf: time.Now()}
 	if m, err := g.fake(r.order).Site().Inventory.Machine(ctx, r.order.MachineID); err == nil {
 		st.Machine, _ = gateway.MachineHash(m)
+		for _, d := range m.Disks {
+			if slices.ContainsFunc(r.order.Disks, func(o gateway.DiskRef) bool { return o.ID == d.ID && o.Size != d.Size }) {
+				st.Code, st.Problem, st.Consistent, st.Mode = gateway.CodeDiskResized, "disk "+d.ID+" has another size", false, string(holdfast.ModePaused)
+			}
+		}
 	}
 	if r.order.PausedUntil.After(time.Now()) {
 		st.Mode, st.Code, st.Problem, st.Quiet, st.Consistent = string(holdfast.ModePaused), gateway.CodePaused, "paused", true, false

@@ -443,6 +443,10 @@ func (c *Orchestrator) reprotectOrder(ctx context.Context, step *job.Step, it ho
 	if it.State != holdfast.StateReprotecting {
 		return nil // the task is repeated
 	}
+	it, err := c.adoptDisks(ctx, step, it)
+	if err != nil {
+		return err
+	}
 	if err := c.giveOrder(ctx, it, it.ActiveSite()); err != nil {
 		return err
 	}

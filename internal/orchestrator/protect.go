@@ -338,6 +338,10 @@ func (c *Orchestrator) protectSync(ctx context.Context, step *job.Step, it holdf
 		if ob.gateway.Code == gateway.CodeFenced {
 			return &holdfast.Error{Kind: holdfast.KindConflict, Op: "replicate", Thing: it.Name, Cause: ob.gateway.Problem}
 		}
+		if ob.gateway.Code == gateway.CodeDiskResized {
+			return &holdfast.Error{Kind: holdfast.KindConflict, Op: "replicate", Thing: it.Name, Cause: ob.gateway.Problem,
+				Hint: "Nothing is to be done: the disks of now are taken over, and replication goes on"}
+		}
 		var done, total int64
 		for _, d := range ob.gateway.Disks {
 			done, total = done+d.Done, total+d.Total

@@ -54,6 +54,7 @@ const (
 	CodeViewNeeded         Code = "HF1501"
 	CodeTwoLiveCopies      Code = "HF1502"
 	CodeNotGuarded         Code = "HF1503"
+	CodeMachineGone        Code = "HF1504"
 	CodeAppPointFailed     Code = "HF1601"
 )
 
@@ -137,6 +138,9 @@ func Findings() []Finding {
 		f(CodeNotGuarded, "not_guarded", SeverityWarning, "The copy that was left behind could not be guarded against being started",
 			"Its site could not be reached when the machine was failed over, or its provider cannot guard machines",
 			"Make sure that nobody starts it there; it is guarded by itself as soon as its site can be reached"),
+		f(CodeMachineGone, "machine_gone", SeverityCritical, "The recovered machine is gone",
+			"Somebody removed it, or its site has lost it; it cannot be reprotected or failed back",
+			"Until it is committed, change the recovery point: that makes it anew. Afterwards, disable protection, and protect what there is"),
 		f(CodeAppPointFailed, "app_point_failed", SeverityWarning, "The last application-consistent recovery point could not be made",
 			"The guest agent does not answer, or did not freeze the file systems in time; a crash-consistent point was made in its place",
 			"Look whether the guest agent runs in the machine, and at its freeze hooks"),
@@ -196,6 +200,7 @@ type Observation struct {
 	NeedsView          bool
 	TwoLiveCopies      string
 	NotGuarded         string
+	MachineGone        string
 	AppPointFailed     string
 }
 
@@ -251,6 +256,7 @@ func (it Item) Assess(o Observation, now time.Time) []Finding {
 	add(o.NeedsView, CodeViewNeeded, "")
 	add(o.TwoLiveCopies != "", CodeTwoLiveCopies, "%s", o.TwoLiveCopies)
 	add(o.NotGuarded != "", CodeNotGuarded, "%s", o.NotGuarded)
+	add(o.MachineGone != "", CodeMachineGone, "%s", o.MachineGone)
 	add(o.AppPointFailed != "", CodeAppPointFailed, "%s", o.AppPointFailed)
 	rank := map[Severity]int{SeverityCritical: 0, SeverityWarning: 1, SeverityInfo: 2}
 	slices.SortStableFunc(found, func(a, b Finding) int {

@@ -210,8 +210,13 @@ func (c *Orchestrator) judge(ctx context.Context, it holdfast.Item, ob *observat
 		ob.status.Backlog = ob.gateway.Backlog
 	}
 	if it.CopyAt(it.ActiveSite()).Handle != "" {
-		if st, err := c.targetStatus(ctx, it); err == nil {
+		st, err := c.targetStatus(ctx, it)
+		if err == nil {
 			ob.recovery, ob.status.NeedsView, seen.NeedsView = &st, st.NeedsView, st.NeedsView
+		}
+		if (errors.Is(err, provider.ErrNotFound) || err == nil && st.Power == provider.PowerOff) && c.recoveredGone(ctx, it) {
+			seen.MachineGone = "machine " + it.CopyAt(it.ActiveSite()).Name + " is not at its site any more"
+			ob.status.NeedsView, seen.NeedsView = false, false
 		}
 	}
 	c.mu.Lock()
@@ -221,6 +226,22 @@ func (c *Orchestrator) judge(ctx context.Context, it holdfast.Item, ob *observat
 	it.Status = ob.status
 	it.Status.Findings = old
 	ob.status.Findings = it.Assess(seen, ob.at)
+}
+
+// recoveredGone says whether the machine that an item was failed over to is not
+// there any more.
+func (c *Orchestrator) recoveredGone(ctx context.Context, it holdfast.Item) bool {
+	if it.RecoveryPoint == nil || it.CurrentJob != "" {
+		return false // it may be about to be made, or removed
+	}
+	err := c.withSite(ctx, it.ActiveSite(), func(_ holdfast.Site, s *provider.Site) error {
+		if s.Inventory == nil {
+			return nil
+		}
+		_, err := s.Inventory.Machine(ctx, it.CopyAt(it.ActiveSite()).MachineID)
+		return err
+	})
+	return errors.Is(err, provider.ErrNotFound)
 }
 
 // applyReady moves an item to protected once it can be recovered.

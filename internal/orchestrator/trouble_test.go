@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -502,4 +503,53 @@ func TestOrderLost(t *testing.T) {
 	if has() {
 		t.Error("the gateway got an order for an item that is gone")
 	}
+}
+
+// TestLatest takes, with the newest point, what the gateway has received and the
+// vault has not yet; with the newest that is processed it does not wait for that.
+func TestLatest(t *testing.T) {
+	t.Parallel()
+	for name, o := range map[string]api.Failover{
+		"latest": {Option: "latest"}, "latest, shutting down": {Option: "latest", ShutdownSource: true}, "processed": {Option: "latest_processed"},
+	} {
+		inBubble(t, name, func(t *testing.T) {
+			r := newRig(t)
+			r.write(0, 1)
+			r.protect()
+			r.gw.mu.Lock()
+			r.gw.lag = true
+			r.gw.mu.Unlock()
+			r.write(4096, 2)
+			r.done(r.FailoverItem(t.Context(), machine, o))
+			r.reads(0, 1)
+			if o.Option == "latest" {
+				r.reads(4096, 2)
+			} else {
+				r.reads(4096, 0)
+			}
+		})
+	}
+}
+
+// TestMachineGone takes the recovered machine away behind everyone's back: that is
+// a finding, and changing the point makes it anew.
+func TestMachineGone(t *testing.T) {
+	t.Parallel()
+	inBubble(t, "gone", func(t *testing.T) {
+		r := newRig(t)
+		r.write(0, 1)
+		r.protect()
+		failover(r)
+		_, m := r.active()
+		r.recovery.RemoveMachine(m.ID)
+		found := func() bool {
+			return slices.ContainsFunc(r.item().Health.Findings, func(f api.Finding) bool { return f.Code == "HF1504" && f.Advice != "" })
+		}
+		r.eventually("it is a finding", found)
+		r.done(r.ChangePoint(t.Context(), machine, api.ChangePoint{Option: "latest"}))
+		r.reads(0, 1)
+		if found() {
+			t.Error("the finding stays")
+		}
+	})
 }

@@ -48,6 +48,9 @@ func (s *site) ways(ctx context.Context, machineID string) ([]way, error) {
 	}
 	var out []way
 	for _, source := range []golibvirt.DomainInterfaceAddressesSource{golibvirt.DomainInterfaceAddressesSrcAgent, golibvirt.DomainInterfaceAddressesSrcLease, golibvirt.DomainInterfaceAddressesSrcArp} {
+		if len(out) > 0 {
+			break // who knows best has answered
+		}
 		cards, err := s.l.DomainInterfaceAddresses(d, uint32(source), 0)
 		if err != nil {
 			continue // no agent, or no leases: another source may know

@@ -57,9 +57,9 @@ func TestReach(t *testing.T) {
 		t.Errorf("ping of a machine without a card: %v", err)
 	}
 	d.Virsh(t, "attach-interface", "live", "bridge", "hfbr0", "--model", "virtio", "--mac", "52:54:00:77:00:02", "--live")
-	guestExec(t, d, "ip address flush dev eth0; ip link set eth0 up; ip address add 10.77.0.2/24 dev eth0; while true; do nc -l -p 7777 </dev/null >/dev/null; done")
+	guestExec(t, d, "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; ip address flush dev eth0; ip link set eth0 up; ip address add 10.77.0.2/24 dev eth0; while true; do nc -l -p 7777 </dev/null >/dev/null; done")
 	var err error
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if err = s.Probe.Ping(ctx, id); err == nil {
 			break
 		}

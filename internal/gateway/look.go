@@ -7,15 +7,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/provider"
 )
 
 const (
-	// lookEvery is how often the machine is looked at: whether it has other disks,
-	// another size or other cards than before.
-	lookEvery = 5 * time.Second
+	// lookEvery is about how often the machine is looked at: whether it has other
+	// disks, another size or other cards than before.
+	lookEvery = 8 * time.Second
 	// lookWait bounds one look.
 	lookWait = 10 * time.Second
 )
@@ -33,7 +34,7 @@ func (r *replication) keepLooking(ctx context.Context) error {
 		if err := r.lookAt(ctx); err != nil && ctx.Err() == nil {
 			r.log.Debug("machine is not looked at", "error", err)
 		}
-		if !sleep(ctx, lookEvery) {
+		if !sleep(ctx, lookEvery-rand.N(lookEvery/4)) { // not all at once
 			return nil
 		}
 	}

@@ -137,7 +137,7 @@ func failoverRows() []row {
 				no("", recovered, commitFirst)}},
 
 		{StateChangingPoint, "The recovered machine is being rebuilt from another recovery point.",
-			[]move{after(OutcomeSucceeded, StateCommitPending), after(OutcomeFailed, StateChangingPointFailed)},
+			[]move{after(OutcomeSucceeded, StateCommitPending), after(OutcomeFailed, StateChangingPointFailed), after(OutcomeCancelled, StateCommitPending)},
 			[]refusal{
 				no(OpCancel, "changing the recovery point cannot be stopped half-way", waitForJob+", then change the point again"),
 				no("", "the recovery point is being changed", waitForJob)}},

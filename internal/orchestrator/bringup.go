@@ -306,6 +306,8 @@ func (c *Orchestrator) failoverFinish(ctx context.Context, step *job.Step) error
 			return moved(i, in, st).After(holdfast.OutcomeSucceeded)
 		case st.Generation == 0 && i.State == holdfast.StateFailingOver: // nothing was done to the stream: replication goes on
 			return i.After(holdfast.OutcomeCancelled)
+		case !st.Begun && i.State == holdfast.StateChangingPoint && in.Before == holdfast.StateCommitPending: // the machine runs on
+			return i.After(holdfast.OutcomeCancelled)
 		default:
 			return i.After(holdfast.OutcomeFailed)
 		}

@@ -41,6 +41,8 @@ type failoverInput struct {
 	// Keep and Discard say what becomes of writes that the vault has not.
 	Keep    bool `json:"keep,omitempty"`
 	Discard bool `json:"discard,omitempty"`
+	// Before is the state that the item was in when it was asked for.
+	Before holdfast.State `json:"before,omitempty"`
 }
 
 // planned says that nothing may be lost: the job stops where that would happen.
@@ -52,6 +54,7 @@ func (in failoverInput) planned() bool {
 // effect.
 type failoverState struct {
 	Off        bool                   `json:"off,omitempty"`    // the source was shut down by this job
+	Begun      bool                   `json:"begun,omitempty"`  // the machine that runs is being replaced
 	Proved     bool                   `json:"proved,omitempty"` // source and vault were compared and are equal
 	Generation holdfast.Generation    `json:"generation,omitempty"`
 	Last       holdfast.Position      `json:"last,omitempty"` // end of the old timeline
@@ -128,6 +131,7 @@ func (c *Orchestrator) startFailover(ctx context.Context, idOrName string, ifVer
 	}); err != nil {
 		return api.Job{}, err
 	}
+	in.Before = before
 	return c.submit(ctx, it, submission{string(in.Operation), in.Operation, before, in})
 }
 
@@ -253,9 +257,21 @@ func (c *Orchestrator) failoverCheck(ctx context.Context, r *failoverRun) error 
 		return err
 	}
 	if r.in.Operation == holdfast.OpChangePoint {
-		return nil
+		return c.changeCheck(ctx, r.item, r.in.To)
 	}
 	return c.withSite(ctx, r.in.To, func(rec holdfast.Site, s *provider.Site) error { return c.checkTarget(ctx, r, rec, s) })
+}
+
+// changeCheck looks whether a machine that no recovery has made, which a change of
+// point brings to another moment, has the disks of that. The item is as it was then.
+func (c *Orchestrator) changeCheck(ctx context.Context, it holdfast.Item, at string) error {
+	if it.CopyAt(at).Handle != "" {
+		return nil // it is made anew
+	}
+	return c.withSite(ctx, at, func(_ holdfast.Site, s *provider.Site) error {
+		_, err := c.reusable(ctx, it, at, s)
+		return err
+	})
 }
 
 // checkTarget looks whether the machine can be brought up at its site.
@@ -290,17 +306,11 @@ func (c *Orchestrator) nameFree(ctx context.Context, s *provider.Site, site hold
 // reusable says whether the site has the item's machine, left behind by an
 // earlier failover, so that its disks only have to be brought up to date.
 func (c *Orchestrator) reusable(ctx context.Context, it holdfast.Item, at string, s *provider.Site) (bool, error) {
+	m, there, err := c.leftMachine(ctx, it, at, s)
+	if err != nil || !there {
+		return false, err // it is made anew
+	}
 	left := it.CopyAt(at)
-	if left.MachineID == "" || s.Replica == nil || s.Power == nil || s.Inventory == nil || s.Source == nil {
-		return false, nil
-	}
-	m, err := s.Inventory.Machine(ctx, left.MachineID)
-	if errors.Is(err, provider.ErrNotFound) {
-		return false, nil // it is made anew
-	}
-	if err != nil {
-		return false, &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "look at machine", Thing: left.Name, Err: err}
-	}
 	for _, d := range it.Disks {
 		if !slices.ContainsFunc(m.Disks, func(o provider.Disk) bool { return o.ID == d.ID }) {
 			return false, &holdfast.Error{Kind: holdfast.KindConflict, Op: "reuse machine", Thing: left.Name,
@@ -309,6 +319,23 @@ func (c *Orchestrator) reusable(ctx context.Context, it holdfast.Item, at string
 		}
 	}
 	return true, nil
+}
+
+// leftMachine returns the item's machine at a site, if it is there and its disks
+// can be read and written while it is off.
+func (c *Orchestrator) leftMachine(ctx context.Context, it holdfast.Item, at string, s *provider.Site) (m provider.Machine, there bool, err error) {
+	left := it.CopyAt(at)
+	if left.MachineID == "" || s.Replica == nil || s.Power == nil || s.Inventory == nil || s.Source == nil {
+		return m, false, nil
+	}
+	m, err = s.Inventory.Machine(ctx, left.MachineID)
+	if errors.Is(err, provider.ErrNotFound) {
+		return m, false, nil
+	}
+	if err != nil {
+		return m, false, &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "look at machine", Thing: left.Name, Err: err}
+	}
+	return m, true, nil
 }
 
 // checkDamage refuses "the newest" where damage hides what is newer: how much

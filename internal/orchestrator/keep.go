@@ -56,7 +56,7 @@ func (c *Orchestrator) keepWrites(ctx context.Context, k keeping) (equal holdfas
 		return equal, 0, vaultError("open recovery point", b.base.Position.String(), err)
 	}
 	err = c.withSite(ctx, k.at, func(site holdfast.Site, p *provider.Site) error {
-		if view, err = b.sized(ctx, p.Replica, machine, view); err != nil {
+		if view, err = b.sized(ctx, p, machine, view); err != nil {
 			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "look at the disks of machine " + machine.Name + " at site", Thing: site.Name, Err: err}
 		}
 		for _, d := range view.Disks() {
@@ -88,21 +88,25 @@ type keeper struct {
 	disks []vault.Disk
 }
 
-// sized returns the base with disks of the sizes that the machine's have. If they
-// are others, they begin a timeline.
-func (b *keeper) sized(ctx context.Context, replica provider.Replica, machine holdfast.Copy, view *vault.View) (*vault.View, error) {
-	disks := view.Disks()
-	for i, d := range disks {
-		disk, err := replica.OpenDisk(ctx, machine.MachineID, d.ID)
+// sized returns the base with the disks that the machine has. If they are others,
+// they begin a timeline.
+func (b *keeper) sized(ctx context.Context, p *provider.Site, machine holdfast.Copy, view *vault.View) (*vault.View, error) {
+	m, err := p.Inventory.Machine(ctx, machine.MachineID)
+	if err != nil {
+		return nil, err
+	}
+	var disks []vault.Disk
+	for _, d := range m.Disks {
+		disk, err := p.Replica.OpenDisk(ctx, machine.MachineID, d.ID)
 		if err != nil {
 			return nil, err
 		}
-		disks[i].Size = disk.Size()
+		disks = append(disks, vault.Disk{ID: d.ID, Size: disk.Size()})
 		if err := disk.Close(); err != nil {
 			return nil, err
 		}
 	}
-	if slices.Equal(disks, view.Disks()) {
+	if len(disks) == 0 || holdfast.SameDisks(domainDisks(disks), domainDisks(view.Disks())) {
 		return view, nil
 	}
 	if b.onto != 0 { // that one has the other sizes
@@ -264,7 +268,7 @@ func (c *Orchestrator) keepLeftBehind(ctx context.Context, step *job.Step, it ho
 	}
 	ready := false
 	err := c.withSite(ctx, at, func(site holdfast.Site, s *provider.Site) (err error) {
-		if ready, err = c.reusable(ctx, it, at, s); err != nil || !ready {
+		if _, ready, err = c.leftMachine(ctx, it, at, s); err != nil || !ready {
 			return err
 		}
 		if err := c.switchOff(ctx, s, it, at); err != nil {

@@ -14,7 +14,16 @@ func (c *Orchestrator) changeKeep(ctx context.Context, r *failoverRun) error {
 	if !r.in.Keep {
 		return job.Skip("it was not asked for")
 	}
+	if err := r.begin(ctx); err != nil {
+		return err
+	}
 	return c.keepAbandoned(ctx, r.Step, r.item, r.in.To)
+}
+
+// begin records that the machine that runs is being replaced.
+func (r *failoverRun) begin(ctx context.Context) error {
+	r.st.Begun = true
+	return r.SaveJobState(ctx, r.st)
 }
 
 // failoverKeep keeps what the machine has on its disks that the failover will

@@ -41,6 +41,9 @@ func (c *Orchestrator) ChangePoint(ctx context.Context, idOrName string, req api
 // changeRemove takes away the machine that the change of point replaces. One
 // that was there before Holdfast is switched off, and brought to the other point.
 func (c *Orchestrator) changeRemove(ctx context.Context, r *failoverRun) error {
+	if err := r.begin(ctx); err != nil {
+		return err
+	}
 	up := r.item.CopyAt(r.in.To)
 	if up.Handle == "" {
 		r.st.Reuse = true

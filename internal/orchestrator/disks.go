@@ -223,14 +223,17 @@ func (c *Orchestrator) scheduleDisks(ctx context.Context, id string) {
 	if c.now().Sub(seen.since) < disksSettle && !onlySizes(it.Disks, seen.disks) || c.now().Sub(seen.tried) < disksSettle {
 		return
 	}
+	_, err = c.engine.Submit(ctx, kindDisks, it.ID, disksInput{Item: it.ID, Machine: seen.machine})
+	if errors.Is(err, job.ErrBusy) {
+		return
+	}
+	if err != nil {
+		c.log.Error("changed disks are not taken over", "item", it.Name, "error", err)
+	}
 	seen.tried = c.now() // who cancels it has time for something else
 	c.mu.Lock()
 	c.shapes[it.ID] = seen
 	c.mu.Unlock()
-	_, err = c.engine.Submit(ctx, kindDisks, it.ID, disksInput{Item: it.ID, Machine: seen.machine})
-	if err != nil && !errors.Is(err, job.ErrBusy) {
-		c.log.Error("changed disks are not taken over", "item", it.Name, "error", err)
-	}
 }
 
 // onlySizes says whether two lists have the same disks but for their sizes.

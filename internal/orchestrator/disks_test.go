@@ -24,7 +24,7 @@ func (r *rig) growing(size int64) (api.Job, error) {
 
 // takesOver waits for the job that takes over other disks.
 func (r *rig) takesOver(size int64) (api.Job, error) {
-	for range 2000 {
+	for range 20000 {
 		it, err := r.GetItem(r.t.Context(), machine)
 		if err != nil {
 			return api.Job{}, err

@@ -78,14 +78,15 @@ func (d *disk) disconnected(conn uint64) {
 	if d.conn != conn {
 		return
 	}
-	if err := d.s.setConsistent(false, "disk "+d.id+" disconnected"); err != nil {
-		d.s.log.Error("stream is not marked inconsistent", "disk", d.id, "error", err)
-	}
-	d.end()
+	d.end("disconnected")
 }
 
-// end ends the epoch; the caller holds the stream's mu.
-func (d *disk) end() {
+// end ends the epoch: what the source writes from now on is missed. The caller
+// holds the stream's mu.
+func (d *disk) end(how string) {
+	if err := d.s.setConsistent(false, "disk "+d.id+" "+how); err != nil {
+		d.s.log.Error("stream is not marked inconsistent", "disk", d.id, "error", err)
+	}
 	d.epoch++
 	d.conn, d.cut = 0, nil
 	d.unready()
@@ -106,7 +107,7 @@ func (d *disk) drop(why error) {
 		return
 	}
 	cut := d.cut
-	d.end()
+	d.end("cut off: " + why.Error())
 	if cut != nil {
 		cut(why)
 	}

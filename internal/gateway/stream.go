@@ -267,6 +267,9 @@ func (s *stream) setConsistent(on bool, why string) error {
 		kind = vault.MarkConsistent
 	}
 	if _, err := s.mark(vault.Mark{Kind: kind, Name: why}); err != nil {
+		if !on {
+			s.consistent, s.noted = false, false // to be noted before anything else is taken
+		}
 		return fmt.Errorf("mark stream: %w", err)
 	}
 	s.consistent, s.noted = on, true

@@ -280,6 +280,14 @@ func TestSynced(t *testing.T) {
 	if s.status().Consistent {
 		t.Error("consistent although a disk has lost its source")
 	}
+	r.eventually("the disk takes a source again", func() bool { return s.disks["vdb"].connected(2, func(error) {}) == nil })
+	if err := s.synced("vdb", s.status().Disks["vdb"].Epoch); err != nil {
+		t.Fatal(err)
+	}
+	before := s.status()
+	if err := s.cutOff("vdb"); err != nil || !before.Consistent || s.status().Consistent {
+		t.Errorf("a disk is cut off: %v; consistent before %t, after %t", err, before.Consistent, s.status().Consistent)
+	}
 	if err := s.synced("vdb", epochs["vdb"]); !errors.Is(err, ErrStaleEpoch) {
 		t.Errorf("the epoch before: %v", err)
 	}

@@ -36,7 +36,7 @@ With --planned nothing is lost: the source is shut down, the rest is brought ove
 vault are compared, and if any of that fails the source is started again. With
 --shutdown-source the source is shut down first too, but the failover goes on without it.
 In any case a source that can be reached is switched off and guarded before the recovered
-machine starts: there are never two.`,
+machine starts, and one that comes back later within seconds.`,
 		Example: "  holdfast failover web1\n  holdfast failover web1 --shutdown-source --name web1-dr\n  holdfast failover web1 --time 2026-11-23T11:58:30Z",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -107,7 +107,7 @@ is written to its disks. With --unplanned the recovery site is taken for lost.`,
 		},
 	}
 	cmd.Flags().StringVar(&req.Option, "option", api.OptionLatest, "latest or latest_app; the latter loses what was written since")
-	cmd.Flags().BoolVar(&req.Unplanned, "unplanned", false, "do not ask the recovery site for anything")
+	cmd.Flags().BoolVar(&req.Unplanned, "unplanned", false, "the recovery site is lost: do not wait for it, nor ask the machine there to shut down")
 	cmd.Flags().BoolVar(&req.DiscardWrites, "discard-writes", false, "keep nothing of what the machine at home has on its disks and the vault has not")
 	o.flags(cmd.Flags())
 	return cmd

@@ -22,7 +22,7 @@ const (
 	gatewayWait = time.Minute
 	// statusWait bounds what is only looked at, so that one part that hangs does
 	// not hide how the others fare.
-	statusWait = 5 * time.Second
+	statusWait = 3 * time.Second
 )
 
 // errNoAnswer says that a bound was reached.

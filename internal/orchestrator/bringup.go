@@ -370,6 +370,9 @@ func (c *Orchestrator) takeBack(ctx context.Context, step *job.Step, in failover
 			if s.Power == nil {
 				return errors.New("the provider cannot start machines")
 			}
+			if err := c.confirm(ctx); err != nil {
+				return err
+			}
 			unlock, err := c.lockPower(ctx, it.ID)
 			if err != nil {
 				return err

@@ -9,6 +9,7 @@ import (
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/api"
+	"github.com/holdfast-dr/holdfast/internal/gateway"
 	"github.com/holdfast-dr/holdfast/internal/job"
 	"github.com/holdfast-dr/holdfast/internal/provider"
 	"github.com/holdfast-dr/holdfast/internal/vault"
@@ -22,8 +23,12 @@ const (
 	plannedDrainWait = 10 * time.Minute
 	// shutdownWait bounds the attempt to shut the source down.
 	shutdownWait = 2 * time.Minute
-	// guardWait bounds the attempt to keep the source from running.
+	// guardWait bounds the attempt to keep the source from running, lostWait where
+	// neither it nor its gateway answered when the failover was asked for: whatever
+	// hangs there must not keep the recovered machine waiting, and the source is
+	// looked after from then on.
 	guardWait = 15 * time.Second
+	lostWait  = 4 * time.Second
 )
 
 // failoverInput is what a failover, a failback or a change of point was asked
@@ -41,6 +46,8 @@ type failoverInput struct {
 	// Keep and Discard say what becomes of writes that the vault has not.
 	Keep    bool `json:"keep,omitempty"`
 	Discard bool `json:"discard,omitempty"`
+	// Lost says that the source, or the gateway beside it, did not answer then.
+	Lost bool `json:"lost,omitempty"`
 	// Before is the state that the item was in when it was asked for.
 	Before holdfast.State `json:"before,omitempty"`
 }
@@ -102,6 +109,7 @@ func pointRequest(option, point string, timeline uint32, at time.Time) holdfast.
 // startFailover begins what brings an item up at another site, or anew at the
 // one where it is.
 func (c *Orchestrator) startFailover(ctx context.Context, idOrName string, ifVersion int64, in failoverInput) (api.Job, error) {
+	in.RequestedAt = c.now()
 	if err := c.awaitSettled(ctx); err != nil {
 		return api.Job{}, err
 	}
@@ -115,7 +123,8 @@ func (c *Orchestrator) startFailover(ctx context.Context, idOrName string, ifVer
 	if err := c.checkVersion(it, ifVersion); err != nil {
 		return api.Job{}, err
 	}
-	it.Status = c.observe(ctx, it).status
+	ob := c.observe(ctx, it)
+	it.Status, in.Lost = ob.status, replicates(it.State) && (!ob.reached || ob.gateway.Code == gateway.CodeSource)
 	if err := c.mayBegin(ctx, it, in.Operation); err != nil {
 		return api.Job{}, err
 	}
@@ -123,7 +132,7 @@ func (c *Orchestrator) startFailover(ctx context.Context, idOrName string, ifVer
 		return api.Job{}, err
 	}
 	in = completeFailover(it, in)
-	in.RequestedAt, in.Handle = c.now(), newID("rec")
+	in.Handle = newID("rec")
 	status, before := it.Status, it.State
 	if it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
 		i.Status, before = status, i.State
@@ -203,7 +212,7 @@ func (c *Orchestrator) failoverKinds() []job.Kind {
 		kind(holdfast.OpFailover, "Fail over", check, optional(keep), optional(shutdown), optional(drain), fence, guard),
 		kind(holdfast.OpPlannedFailover, "Fail over as planned", check, keep, shutdown, drain, prove, fence, guard),
 		kind(holdfast.OpFailback, "Fail back", check, keep, shutdown, drain, prove, fence, guard),
-		kind(holdfast.OpChangePoint, "Change the recovery point", check, abandon, remove, fence),
+		kind(holdfast.OpChangePoint, "Change the recovery point", check, abandon, remove, fence, guard),
 	}
 }
 
@@ -399,8 +408,11 @@ func (c *Orchestrator) failoverDrain(ctx context.Context, r *failoverRun) error 
 		return job.Skip("the recovery point is in the vault already")
 	}
 	wait := drainWait
-	if r.in.planned() {
+	switch {
+	case r.in.planned():
 		wait = plannedDrainWait
+	case r.in.Lost:
+		wait = lostWait / 4 // should it be back already
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -452,7 +464,11 @@ func (c *Orchestrator) failoverProve(ctx context.Context, r *failoverRun) error 
 // failoverGuard keeps the source from running beside the recovered machine. A
 // source that cannot be reached is guarded when it can.
 func (c *Orchestrator) failoverGuard(ctx context.Context, r *failoverRun) error {
-	ctx, cancel := context.WithTimeout(ctx, guardWait)
+	wait := guardWait
+	if r.in.Lost {
+		wait = lostWait
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	return c.guard(ctx, r.item, r.in.From, r.in.To)
 }

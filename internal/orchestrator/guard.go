@@ -25,13 +25,14 @@ func (c *Orchestrator) guard(ctx context.Context, it holdfast.Item, at, active s
 		if s.Power == nil { // a finding says so
 			return c.killIfRunning(ctx, s, left)
 		}
-		if err := s.Power.Guard(ctx, left.MachineID, c.guardReason(ctx, it, active)); err != nil {
-			if errors.Is(err, provider.ErrNotFound) {
-				return nil // gone with its site's storage
-			}
-			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "guard machine " + left.Name + " at site", Thing: site.Name, Err: err}
+		err := s.Power.Guard(ctx, left.MachineID, c.guardReason(ctx, it, active))
+		if errors.Is(err, provider.ErrNotFound) {
+			return nil // gone with its site's storage
 		}
-		return c.killIfRunning(ctx, s, left)
+		if err != nil {
+			err = &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "guard machine " + left.Name + " at site", Thing: site.Name, Err: err}
+		}
+		return errors.Join(err, c.killIfRunning(ctx, s, left)) // guarded or not, it must not run
 	})
 }
 
@@ -68,10 +69,8 @@ func (c *Orchestrator) switchOff(ctx context.Context, s *provider.Site, it holdf
 	if at == active {
 		active = it.RecoverySite
 	}
-	if err := s.Power.Guard(ctx, left.MachineID, c.guardReason(ctx, it, active)); err != nil {
-		return err
-	}
-	return c.killIfRunning(ctx, s, left)
+	err := s.Power.Guard(ctx, left.MachineID, c.guardReason(ctx, it, active))
+	return errors.Join(err, c.killIfRunning(ctx, s, left))
 }
 
 // lockPower waits until nobody else switches machines of an item. Whoever starts
@@ -113,7 +112,8 @@ func (c *Orchestrator) powerOf(item string) chan struct{} {
 // active one, which must not run.
 func leftBehind(it holdfast.Item) (site string, ok bool) {
 	switch it.State {
-	case holdfast.StateCommitPending, holdfast.StateCommitting, holdfast.StateCommitFailed, holdfast.StateCommitted,
+	case holdfast.StateCommitPending, holdfast.StateChangingPoint, holdfast.StateChangingPointFailed,
+		holdfast.StateCommitting, holdfast.StateCommitFailed, holdfast.StateCommitted,
 		holdfast.StateReprotecting, holdfast.StateReprotectFailed, holdfast.StateInitialReplication, holdfast.StateProtected, holdfast.StateReplicationBroken:
 		site = it.TargetSite()
 		return site, it.CopyAt(site).MachineID != ""
@@ -165,21 +165,21 @@ func (c *Orchestrator) watchLeftBehind(ctx context.Context, it holdfast.Item) (t
 		if err != nil {
 			return err
 		}
-		if m.Power != provider.PowerOff {
-			g.twoLive = fmt.Sprintf("machine %s was found running at site %s at %s and is switched off; what it wrote is on its disks",
-				left.Name, rec.Name, c.now().UTC().Format(time.DateTime))
-			c.log.Error("two copies of a machine run", "item", it.Name, "site", rec.Name, "machine", left.Name)
-		}
 		reason, err := s.Power.Guarded(ctx, left.MachineID)
-		if err != nil {
-			return err
+		if err == nil && (reason == "" || m.Power != provider.PowerOff) {
+			err = s.Power.Guard(ctx, left.MachineID, c.guardReason(ctx, it, it.ActiveSite()))
 		}
-		if reason == "" || m.Power != provider.PowerOff {
-			if err := s.Power.Guard(ctx, left.MachineID, c.guardReason(ctx, it, it.ActiveSite())); err != nil {
-				return err
+		killed := c.killIfRunning(ctx, s, left) // guarded or not
+		if m.Power != provider.PowerOff {
+			became := "was switched off"
+			if killed != nil {
+				became = "could not be switched off"
 			}
+			g.twoLive = fmt.Sprintf("machine %s was found running at site %s at %s and %s; what it wrote is on its disks",
+				left.Name, rec.Name, c.now().UTC().Format(time.DateTime), became)
+			c.log.Error("two copies of a machine run", "item", it.Name, "site", rec.Name, "machine", left.Name, "it", became)
 		}
-		return c.killIfRunning(ctx, s, left)
+		return errors.Join(err, killed)
 	})
 	if err != nil {
 		g.notGuarded = err.Error()

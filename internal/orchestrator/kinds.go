@@ -94,7 +94,14 @@ func (c *Orchestrator) disableWithdraw(ctx context.Context, step *job.Step, it h
 		err = g.Withdraw(ctx, it.ID)
 	}
 	if left := it.CopyAt(it.TargetSite()); left.MachineID != "" && it.Handle != "" {
-		step.Log("machine " + left.Name + ", which a failover has left behind, stays off and guarded at its site: what it has is outdated")
+		c.mu.Lock()
+		seen := c.guards[it.ID]
+		c.mu.Unlock()
+		if seen.at.IsZero() || seen.notGuarded != "" {
+			step.Warn("machine " + left.Name + ", which a failover has left behind, was not reached at its site: it may run there, and from now on nobody looks after it")
+		} else {
+			step.Log("machine " + left.Name + ", which a failover has left behind, stays off and guarded at its site: what it has is outdated")
+		}
 	}
 	if err == nil || errors.Is(err, gateway.ErrUnknownOrder) {
 		return nil

@@ -18,7 +18,7 @@ import (
 func (c *Orchestrator) Failback(ctx context.Context, idOrName string, req api.Failback) (api.Job, error) {
 	in := failoverInput{Operation: holdfast.OpFailback, Shutdown: true, Request: pointRequest(req.Option, "", 0, time.Time{}), Discard: req.DiscardWrites}
 	if req.Unplanned {
-		in.Operation = holdfast.OpFailover
+		in.Operation, in.Shutdown = holdfast.OpFailover, false
 		it, err := c.opts.Store.Item(ctx, idOrName)
 		if err != nil {
 			return api.Job{}, err

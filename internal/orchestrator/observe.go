@@ -231,8 +231,8 @@ func (c *Orchestrator) judge(ctx context.Context, it holdfast.Item, ob *observat
 // recoveredGone says whether the machine that an item was failed over to is not
 // there any more.
 func (c *Orchestrator) recoveredGone(ctx context.Context, it holdfast.Item) bool {
-	if it.RecoveryPoint == nil || it.CurrentJob != "" {
-		return false // it may be about to be made, or removed
+	if it.RecoveryPoint == nil || it.CurrentJob != "" || it.State == holdfast.StateChangingPointFailed || it.State == holdfast.StateFailoverFailed {
+		return false // it is about to be made or removed, or a job that failed has removed it
 	}
 	err := c.withSite(ctx, it.ActiveSite(), func(_ holdfast.Site, s *provider.Site) error {
 		if s.Inventory == nil {

@@ -553,3 +553,86 @@ func TestMachineGone(t *testing.T) {
 		}
 	})
 }
+
+// TestGuardRefused has a site that refuses to guard the source: it is switched off
+// all the same, at once and whenever somebody starts it.
+func TestGuardRefused(t *testing.T) {
+	t.Parallel()
+	inBubble(t, "refused", func(t *testing.T) {
+		r := newRig(t)
+		r.write(0, 1)
+		r.protect()
+		r.primary.Script(providertest.Fault{Method: "Guard", Err: errors.New("it has no definition")})
+		j := r.done(r.FailoverItem(t.Context(), machine, api.Failover{Option: "latest"}))
+		if len(j.Warnings) == 0 {
+			t.Error("that the source is not guarded is no warning")
+		}
+		if at, _ := r.active(); at != r.recovery {
+			t.Error("the machine does not run at the recovery site")
+		}
+		if live := r.world.Live("m1"); len(live) != 1 {
+			t.Errorf("live are %v", live)
+		}
+		r.idle()
+		commit(r)
+		r.primary.SetPower("m1", provider.PowerOff)
+	})
+}
+
+// TestChangeFailedAndSourceBack has a change of point fail, and then somebody start
+// the source: it is switched off, and is off when the point is changed again.
+func TestChangeFailedAndSourceBack(t *testing.T) {
+	t.Parallel()
+	inBubble(t, "back", func(t *testing.T) {
+		r := newRig(t)
+		r.write(0, 1)
+		r.protect()
+		failover(r)
+		r.recovery.Script(providertest.Fault{Method: "Define", Err: errors.New("no memory left")})
+		if j := r.ended(r.ChangePoint(t.Context(), machine, api.ChangePoint{Option: "latest"})); j.State != "failed" {
+			t.Fatalf("the change of point: %s", j.State)
+		}
+		r.recovery.ClearScript()
+		r.isIn("changing_point_failed")
+		r.primary.SetPower("m1", provider.PowerRunning) // behind everyone's back
+		r.eventually("the source is switched off", func() bool {
+			r.item()
+			m, err := r.primary.Site().Inventory.Machine(t.Context(), "m1")
+			return err == nil && m.Power == provider.PowerOff
+		})
+		r.done(r.ChangePoint(t.Context(), machine, api.ChangePoint{Option: "latest"}))
+		r.reads(0, 1)
+	})
+}
+
+// TestLostSiteHangs loses the primary site so that nothing there ever answers: the
+// recovered machine runs within ten seconds of the request.
+func TestLostSiteHangs(t *testing.T) {
+	t.Parallel()
+	for _, o := range []string{"latest", "latest_processed"} {
+		inBubble(t, o, func(t *testing.T) {
+			r := newRig(t)
+			r.write(0, 1)
+			r.protect()
+			r.gw.mu.Lock()
+			r.gw.hang = true
+			r.gw.mu.Unlock()
+			for _, method := range []string{"Machine", "Machines", "Guard", "Guarded", "Kill", "OpenDisk"} {
+				r.primary.Script(providertest.Fault{Method: method, Delay: time.Hour})
+			}
+			r.primary.SetPower("m1", provider.PowerOff)
+			began := time.Now()
+			j := r.done(r.FailoverItem(t.Context(), machine, api.Failover{Option: o}))
+			took := time.Since(began)
+			t.Logf("running after %s; the job says %.1f s", took, *j.Result.RTOSeconds)
+			if took > 10*time.Second || *j.Result.RTOSeconds > 10 {
+				t.Errorf("the recovered machine ran after %s, the job says %.1f s", took, *j.Result.RTOSeconds)
+			}
+			r.reads(0, 1)
+			r.primary.ClearScript()
+			r.gw.mu.Lock()
+			r.gw.hang = false
+			r.gw.mu.Unlock()
+		})
+	}
+}

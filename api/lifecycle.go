@@ -98,6 +98,7 @@ type CheckOperation struct {
 	Timeline  uint32    `json:"timeline,omitempty" doc:"With a position"`
 	Time      time.Time `json:"time,omitzero" doc:"With option time"`
 	Name      string    `json:"name,omitempty" maxLength:"64" doc:"The name of the machine that would be made"`
+	Network   string    `json:"network,omitempty" maxLength:"128" doc:"Of a test: the network"`
 }
 
 // OperationCheck is what an operation would do, and what stands in its way.

@@ -47,7 +47,7 @@ holdfast test-failover clean-up. With --timeline you look into another timeline;
 				req.Verify = &v
 			}
 			check := point.check(f)
-			check.Name = req.Name
+			check.Name, check.Network = req.Name, req.Network
 			return a.operate(cmd, args[0], o, operation{name: "test_failover", path: "test-failover", body: req, check: check})
 		},
 	}
@@ -56,8 +56,8 @@ holdfast test-failover clean-up. With --timeline you look into another timeline;
 	fs.StringVar(&req.Network, "network", "", "a network of the site; without it the machine is isolated")
 	fs.BoolVar(&v.Agent, "agent", false, "wait until its guest agent answers")
 	fs.StringVar(&v.Serial, "serial", "", "wait until its serial console shows this regular expression")
-	fs.BoolVar(&v.Ping, "ping", false, "wait until it answers a ping")
-	fs.IntVar(&v.TCPPort, "port", 0, "wait until this TCP port accepts a connection")
+	fs.BoolVar(&v.Ping, "ping", false, "wait until it answers a ping (under libvirt, with --network)")
+	fs.IntVar(&v.TCPPort, "port", 0, "wait until this TCP port accepts a connection (under libvirt, with --network)")
 	fs.StringVar(&v.Script, "script", "", "run this script, a file in the directory scripts of the server's state; it must end with 0")
 	fs.BoolVar(&v.Screenshot, "screenshot", false, "keep a picture of its console; see holdfast job screenshot")
 	fs.Int64Var(&v.TimeoutSeconds, "timeout", 0, "seconds that all of this may take; 300 if not given")

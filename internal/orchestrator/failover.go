@@ -41,6 +41,7 @@ type failoverInput struct {
 	Request     holdfast.PointRequest `json:"request"`
 	Shutdown    bool                  `json:"shutdown"`
 	TargetName  string                `json:"target_name"`
+	Network     string                `json:"network,omitempty"` // of a test, for a dry run
 	RequestedAt time.Time             `json:"requested_at"`
 	Handle      string                `json:"handle"` // of the machine, should it be made anew
 	// Keep and Discard say what becomes of writes that the vault has not.
@@ -292,6 +293,9 @@ func (c *Orchestrator) checkTarget(ctx context.Context, r *failoverRun, rec hold
 	if s.Target == nil {
 		return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "check recovery site", Thing: rec.Name,
 			Cause: "its provider cannot run recovered machines", Hint: "Protect the machine with another recovery site"}
+	}
+	if err := fitsAt(r.item, rec, s); err != nil {
+		return err
 	}
 	return c.nameFree(ctx, s, rec, r.in.TargetName)
 }

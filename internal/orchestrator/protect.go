@@ -256,7 +256,7 @@ func (c *Orchestrator) take(ctx context.Context, step *job.Step, id string) (hol
 func (c *Orchestrator) protectCheck(ctx context.Context, _ *job.Step, it holdfast.Item) error {
 	err := c.withSite(ctx, it.RecoverySite, func(rec holdfast.Site, s *provider.Site) error {
 		if s.Target != nil {
-			return nil
+			return fitsAt(it, rec, s)
 		}
 		return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "check recovery site", Thing: rec.Name,
 			Cause: "its provider cannot run recovered machines", Hint: "Protect the machine with another recovery site"}
@@ -265,6 +265,22 @@ func (c *Orchestrator) protectCheck(ctx context.Context, _ *job.Step, it holdfas
 		return err
 	}
 	return c.reachGateway(ctx, it)
+}
+
+// fitsAt fails if an item's machine cannot be run at a site.
+func fitsAt(it holdfast.Item, rec holdfast.Site, s *provider.Site) error {
+	if s.Fits == nil {
+		return nil
+	}
+	var m provider.Machine
+	if err := json.Unmarshal(it.Machine, &m); err != nil {
+		return fmt.Errorf("decode description of machine %s: %w", it.MachineName, err)
+	}
+	if err := s.Fits(m); err != nil {
+		return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "check recovery site", Thing: rec.Name, Err: err, Cause: err.Error(),
+			Hint: "Protect the machine with a recovery site of the provider that it runs under"}
+	}
+	return nil
 }
 
 // reachGateway fails if the gateway beside the item's machine does not answer.

@@ -636,3 +636,38 @@ func TestLostSiteHangs(t *testing.T) {
 		})
 	}
 }
+
+// TestDoesNotFit has a recovery site that cannot run the machine: that is found
+// before it is protected, and, should it become so, before a source is fenced off.
+func TestDoesNotFit(t *testing.T) {
+	t.Parallel()
+	inBubble(t, "fit", func(t *testing.T) {
+		r := newRig(t)
+		r.write(0, 1)
+		no := func(provider.Machine) error { return errors.New("it is of another kind") }
+		r.recovery.SetFits(no)
+		j := r.ended(r.ProtectMachine(t.Context(), api.Protect{Machine: machine, Site: "primary", RecoverySite: "recovery"}))
+		if j.State != "failed" || j.Error.Task != "check" || j.Error.Hint == "" {
+			t.Errorf("protect: %s, %+v", j.State, j.Error)
+		}
+		r.recovery.SetFits(nil)
+		r.protect()
+		r.recovery.SetFits(no)
+		for _, op := range []string{"failover", "planned_failover", "test_failover"} {
+			c, err := r.CheckOperation(t.Context(), machine, api.CheckOperation{Operation: op, Option: "latest"})
+			if err != nil || c.Allowed || !strings.Contains(c.Reason, "another kind") || c.NextStep == "" {
+				t.Errorf("dry run of %s: %+v, %v", op, c, err)
+			}
+		}
+		if j = r.ended(r.FailoverItem(t.Context(), machine, api.Failover{Option: "latest"})); j.State != "failed" || j.Error.Task != "check" {
+			t.Errorf("failover: %s, %+v", j.State, j.Error)
+		}
+		r.isIn("protected")
+		r.recovery.SetFits(nil)
+		if c, err := r.CheckOperation(t.Context(), machine, api.CheckOperation{Operation: "test_failover", Option: "latest", Network: "nowhere"}); err != nil || c.Allowed || c.NextStep == "" {
+			t.Errorf("dry run of a test in a network that is not there: %+v, %v", c, err)
+		}
+		failover(r)
+		r.reads(0, 1)
+	})
+}

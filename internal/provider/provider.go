@@ -46,7 +46,10 @@ type Site struct {
 	Agent     Agent   // nil: recovery points are crash-consistent only
 	Console   Console // nil: no pictures of consoles
 	Probe     Probe   // nil: nobody looks whether machines answer
-	Close     func() error
+	// Fits says why a machine, as another site describes it, cannot be recovered
+	// here. Nil: any can.
+	Fits  func(Machine) error
+	Close func() error
 }
 
 // Registry maps the name of a provider to what opens a site from its settings,

@@ -15,12 +15,24 @@ import (
 // metadataSpace names our own element in a domain's metadata.
 const metadataSpace = "https://holdfast-dr.github.io/xmlns/recovery"
 
+// fits says why a machine cannot be made a domain here.
+func fits(m provider.Machine) error {
+	var c config
+	if err := json.Unmarshal(m.Config, &c); err != nil || c.XML == "" {
+		return fmt.Errorf("machine %s was described by another provider than libvirt, and cannot be recovered here yet", m.Name)
+	}
+	return nil
+}
+
 // definition makes the domain of a recovery from the source's: what is not named
 // here stays as it was, also what this software does not know.
 func (s *site) definition(r *recovery) (string, error) {
+	if err := fits(r.Recovered.Machine); err != nil {
+		return "", err
+	}
 	var c config
-	if err := json.Unmarshal(r.Recovered.Machine.Config, &c); err != nil || c.XML == "" {
-		return "", fmt.Errorf("machine %s was described by another provider than libvirt, and cannot be recovered here yet", r.Recovered.Machine.Name)
+	if err := json.Unmarshal(r.Recovered.Machine.Config, &c); err != nil {
+		return "", err
 	}
 	doc, err := parseXML(c.XML)
 	if err != nil {

@@ -94,6 +94,9 @@ func (s *site) machine(d golibvirt.Domain) (provider.Machine, error) {
 		m.Firmware = "uefi"
 		m.Obstacles = append(m.Obstacles, "it boots by UEFI, whose variables are not replicated yet; machines that boot by BIOS can be protected")
 	}
+	if persistent, err := s.l.DomainIsPersistent(d); err == nil && persistent == 0 {
+		m.Obstacles = append(m.Obstacles, "it is transient: it could not be kept from running beside its recovered copy; define it (virsh define), then start it from that")
+	}
 	if root.FindElement("devices/hostdev") != nil {
 		m.Obstacles = append(m.Obstacles, "it has a device of the host passed through, which the recovery site lacks; remove it")
 	}

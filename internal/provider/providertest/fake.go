@@ -58,6 +58,7 @@ type Fake struct {
 	mu        sync.Mutex // guards the fields below
 	machines  []provider.Machine
 	networks  []provider.Network
+	fits      func(provider.Machine) error
 	recovered map[string]*FakeRecovered
 	monitor   MonitorFunc
 	onStart   func(provider.Recovered) error
@@ -110,11 +111,20 @@ func NewFake(name string, world *World) *Fake {
 // Site returns the site with all its roles. It may be called any number of
 // times; all sites returned are the same place.
 func (f *Fake) Site() *provider.Site {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return &provider.Site{
-		Inventory: fakeInventory{f}, Source: fakeSource{f}, Target: fakeTarget{f}, Power: fakePower{f},
+		Fits: f.fits, Inventory: fakeInventory{f}, Source: fakeSource{f}, Target: fakeTarget{f}, Power: fakePower{f},
 		Replica: fakeReplica{f}, Agent: fakeAgent{f}, Console: fakeConsole{f}, Probe: fakeProbe{f},
 		Close: func() error { return nil },
 	}
+}
+
+// SetFits says which machines the site can run; nil: all.
+func (f *Fake) SetFits(fits func(provider.Machine) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fits = fits
 }
 
 // FakeMachine returns a running machine with one 64 MiB disk per disk id.

@@ -30,6 +30,7 @@ type Job struct {
 	Warnings    []string   `json:"warnings" nullable:"false" doc:"What was left undone though the job went on; if it succeeded with any, it is done in part"`
 	Result      *JobResult `json:"result,omitempty" doc:"What came of it"`
 	Cancellable bool       `json:"cancellable" doc:"Whether it can be cancelled now"`
+	Waiting     string     `json:"waiting,omitempty" doc:"What it waits for, if it is suspended"`
 	CreatedAt   time.Time  `json:"created_at" doc:"When it was asked for"`
 	StartedAt   time.Time  `json:"started_at,omitzero" doc:"When it began"`
 	FinishedAt  time.Time  `json:"finished_at,omitzero" doc:"When it ended"`

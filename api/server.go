@@ -47,6 +47,7 @@ const (
 	EventSiteChanged   = "site_changed"
 	EventHealthChanged = "health_changed"
 	EventVaultChanged  = "vault_changed"
+	EventPlanChanged   = "plan_changed"
 	// EventReset says that events between the last one read and the next are
 	// no longer kept: read everything anew.
 	EventReset = "reset"

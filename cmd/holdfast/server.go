@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/gateway"
 	"github.com/holdfast-dr/holdfast/internal/httpd"
 	"github.com/holdfast-dr/holdfast/internal/orchestrator"
+	"github.com/holdfast-dr/holdfast/internal/planner"
 	"github.com/holdfast-dr/holdfast/internal/recovery"
 	"github.com/holdfast-dr/holdfast/internal/store"
 	"github.com/holdfast-dr/holdfast/internal/vault"
@@ -125,6 +126,7 @@ type parts struct {
 	opts   serverOptions
 	views  *recovery.Exports
 	orch   *orchestrator.Orchestrator
+	plans  *planner.Planner
 	http   *httpd.Server
 	tokens *auth.Tokens
 	tls    *auth.Authority
@@ -154,6 +156,13 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.plans, err = planner.New(planner.Options{
+		Store: p.db, Engine: p.orch.Engine(), Items: p.orch, Operations: p.orch, Tests: p.orch, Switches: p.orch,
+		Scripts: filepath.Join(o.state, "scripts"), Secrets: filepath.Join(o.state, "secrets"), Getenv: os.Getenv, Publish: events.Publish, Logger: p.log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	hostname, _, err := net.SplitHostPort(o.listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen address %q: %w", o.listen, err)
@@ -166,7 +175,7 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	p.http, err = httpd.New(httpd.Options{
 		Addr: o.listen, TLS: p.tls.ServerTLS(), Tokens: p.tokens, Logger: p.log, Version: version(),
 		Service: httpd.Service{Sites: p.orch, Machines: p.orch, Items: p.orch, Points: p.orch, Jobs: p.orch, Vault: p.orch, Events: events, Health: p.orch,
-			Tests: p.orch, Failovers: p.orch, Replications: p.orch},
+			Tests: p.orch, Failovers: p.orch, Replications: p.orch, Plans: p.plans, Runs: p.plans},
 	})
 	return &p, err
 }

@@ -139,10 +139,11 @@ func (a *app) root() *cobra.Command {
 		group("item", "Machines under protection", a.itemList(), a.itemShow(), a.itemPause(), a.itemResume(), a.itemDisable()),
 		group("timeline", "The timelines of an item's history", a.timelineList()),
 		group("point", "What an item can be recovered to", a.pointList(), a.pointCreate(), a.pointPin(), a.pointUnpin()),
-		group("job", "Work that goes on or went on", a.jobList(), a.jobShow(), a.jobWatch(), a.jobCancel(), a.jobScreenshot()),
+		group("job", "Work that goes on or went on", a.jobList(), a.jobShow(), a.jobWatch(), a.jobCancel(), a.jobAnswer(), a.jobScreenshot()),
 		group("vault", "Where history is kept", a.vaultShow(), a.vaultVerify()),
 		group("token", "Who may speak to the server", a.tokenCreate(), a.tokenList(), a.tokenRevoke()),
 	)
+	root.AddCommand(a.plans())
 	root.AddCommand(a.lifecycle()...)
 	root.AddCommand(a.ExtraCommands()...)
 	return root

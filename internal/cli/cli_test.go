@@ -292,8 +292,10 @@ func lifeChanges(w *httpdtest.World, done api.Job) map[string]func() {
 		}
 	}
 	return map[string]func(){
-		"untested":    func() { w.Items[0].Test.Last = nil },
-		"failed-test": func() { w.Items[0].Test.Last.Passed, w.Items[0].Test.Last.At = false, now.Add(-time.Hour) },
+		"plan":         func() { w.Planning = shopPlan() },
+		"plan-blocked": func() { w.Checked.OK = false },
+		"untested":     func() { w.Items[0].Test.Last = nil },
+		"failed-test":  func() { w.Items[0].Test.Last.Passed, w.Items[0].Test.Last.At = false, now.Add(-time.Hour) },
 		"everything-may": func() {
 			w.Items[0].Allowed = []string{"failover", "planned_failover", "failback", "change_point", "disable", "test_failover"}
 		},
@@ -318,6 +320,25 @@ func lifeChanges(w *httpdtest.World, done api.Job) map[string]func() {
 		"nobody-home": func() {
 			w.Fail["Screenshot"] = &holdfast.Error{Kind: holdfast.KindNotFound, Op: "find picture of job", Thing: "a-6", Cause: "none was kept", Hint: "Ask for one with test-failover start --screenshot"}
 		},
+	}
+}
+
+// shopPlan is a plan with a run that asks something.
+func shopPlan() httpdtest.Planning {
+	run := api.PlanRunSummary{Job: "j-0", Kind: "test", Direction: api.ToRecovery, Revision: 3, StartedAt: now.Add(-time.Hour - time.Minute), EndedAt: now.Add(-time.Hour), Outcome: "succeeded"}
+	waiting := api.PlanMachine{Item: "web1", Group: "front", State: "waiting", Site: "paris"}
+	done := waiting
+	done.State, done.RTOSeconds = "succeeded", ptr(2.0)
+	return httpdtest.Planning{
+		Plan: api.Plan{ID: "plan-1", Name: "shop", Text: "name: shop\n", Revision: 3, Machines: 3, AppliedAt: now.Add(-time.Hour), AppliedBy: "admin", Runs: []api.PlanRunSummary{run},
+			Groups:   []api.PlanGroup{{Name: "data", Stage: 1, Machines: []string{"db1", "db9"}}, {Name: "front", Stage: 2, Machines: []string{"web1"}, Actions: []string{"after: script dns"}}},
+			Findings: []api.Finding{{Code: "HF1701", Severity: "critical", Summary: "plan shop names item db9, which there is not"}}},
+		Texts:   []api.PlanText{{Revision: 3, AppliedAt: now.Add(-time.Hour), Text: "name: shop\n"}},
+		Checked: api.PlanCheck{Plan: "shop", Revision: 3, Kind: "unplanned", Direction: api.ToRecovery, OK: true, Machines: []api.PlanMachine{waiting}, Steps: []api.PlanStep{{Title: "Bring up data"}}},
+		Changes: api.PlanChanges{Plan: "shop", From: 3, Revision: 4, Changes: []string{"at_once: 4 becomes 5"}},
+		Run: api.PlanRun{PlanRunSummary: run, Plan: "shop", RequestedAt: now, State: "suspended", Machines: []api.PlanMachine{done}, Steps: []api.PlanStep{
+			{Title: "script dns", State: "succeeded", Output: "said\nmore", StartedAt: now, FinishedAt: now.Add(2 * time.Second)},
+			{Title: "manual look", State: "suspended", Waiting: "Look at the sky", Answers: []string{"done", "fail"}}}},
 	}
 }
 

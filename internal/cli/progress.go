@@ -217,6 +217,11 @@ func (v *jobView) update(job api.Job) {
 				progress = job.Progress
 			}
 			current = v.presentLine(task, progress)
+			if task.State == api.JobSuspended && !v.printed[job.Waiting+task.Name] {
+				v.printed[job.Waiting+task.Name] = true
+				v.clear()
+				fmt.Fprintf(v.Stderr, "  %s %s\n  Answer with: holdfast job answer %s ANSWER; see holdfast plan result %s\n", v.err.yellow("asks:"), plain(job.Waiting), job.ID, job.ID)
+			}
 		}
 	}
 	if current == "" || job.Ended() {

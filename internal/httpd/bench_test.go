@@ -44,6 +44,7 @@ func newBench(t *testing.T) *bench {
 	b.world.Sites = []api.Site{{ID: "s-1", Name: "berlin", Provider: "qemu"}}
 	b.world.Items = []api.Item{{ID: "i-1", Name: "web1", Version: 7, State: "protected"}}
 	b.world.Jobs = []api.Job{{ID: "j-0", Kind: "protect", State: api.JobSucceeded, ItemName: "web1"}}
+	b.world.Plan = api.Plan{ID: "plan-1", Name: "shop", Revision: 3}
 	var err error
 	b.server, err = httpd.New(httpd.Options{Service: b.world.Service(), Tokens: b.tokens, Heartbeat: 20 * time.Millisecond,
 		Addr: "127.0.0.1:0", Now: func() time.Time { return now }, Version: api.ServerVersion{Version: "0.1.0"}})

@@ -50,7 +50,7 @@ func (s *Server) build() error {
 		b.lines[line.id], s.routes[line.id] = line, line
 	}
 	b.api.UseMiddleware(s.guard)
-	for _, register := range []func(*builder){systemRoutes, siteRoutes, itemRoutes, lifecycleRoutes, jobRoutes, vaultRoutes, tokenRoutes} {
+	for _, register := range []func(*builder){systemRoutes, siteRoutes, itemRoutes, lifecycleRoutes, jobRoutes, planRoutes, vaultRoutes, tokenRoutes} {
 		register(b)
 	}
 	if len(b.lines) > 0 {
@@ -74,7 +74,7 @@ func (b *builder) operation(id string) huma.Operation {
 	delete(b.lines, id)
 	op := huma.Operation{
 		OperationID: line.id, Method: line.method, Path: line.path, Summary: line.summary,
-		DefaultStatus: line.status, MaxBodyBytes: maxBody,
+		DefaultStatus: line.status, MaxBodyBytes: bodyLimit(line.id),
 		Extensions: map[string]any{"x-role": string(line.role)},
 	}
 	if line.role != anyone {

@@ -3,7 +3,6 @@ package httpd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"strings"
 
@@ -158,7 +157,7 @@ func frameworkProblem(m *huma.ErrorModel) *api.Problem {
 		p.Detail, p.Cause, p.Fields = "the request's body is of a type that the server does not read", "", nil
 		p.Hint = "Send JSON with Content-Type: application/json"
 	case http.StatusRequestEntityTooLarge:
-		p.Detail = fmt.Sprintf("the request's body is larger than %d bytes", maxBody-1)
+		p.Detail = "the request's body is larger than the server takes"
 	case http.StatusInternalServerError:
 		// What the framework could not do is in the log; its text may name files.
 		p.Detail, p.Fields = "the server met an error it does not know", nil

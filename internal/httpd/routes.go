@@ -68,6 +68,18 @@ func routes() []route {
 		{"get-screenshot", get, "/v1/jobs/{job}/screenshot", auth.RoleViewer, ok, "The picture of a console that was kept with a job"},
 		{"cancel-job", post, "/v1/jobs/{job}/cancel", auth.RoleOperator, taken, "Ask a job to stop"},
 
+		{"answer-job", post, "/v1/jobs/{job}/answer", auth.RoleOperator, taken, "Answer what a suspended job asks"},
+
+		{"list-plans", get, "/v1/plans", auth.RoleViewer, ok, "All recovery plans, and the items in none"},
+		{"get-plan", get, "/v1/plans/{plan}", auth.RoleViewer, ok, "One recovery plan with its text"},
+		{"list-plan-texts", get, "/v1/plans/{plan}/texts", auth.RoleViewer, ok, "The revisions of a plan's text"},
+		{"apply-plan", post, "/v1/plans", auth.RoleAdmin, ok, "Give a recovery plan its text: what it says is done with the server's rights"},
+		{"diff-plan", post, "/v1/plan-diff", auth.RoleViewer, ok, "How a text differs from the plan that it names; nothing is done"},
+		{"remove-plan", del, "/v1/plans/{plan}", auth.RoleAdmin, http.StatusNoContent, "Remove a recovery plan"},
+		{"run-plan", post, "/v1/plans/{plan}/run", auth.RoleOperator, taken, "Run a recovery plan"},
+		{"check-plan", post, "/v1/plans/{plan}/check", auth.RoleViewer, ok, "What a run would do; nothing is done"},
+		{"get-plan-run", get, "/v1/plan-runs/{job}", auth.RoleViewer, ok, "A run of a plan in full"},
+
 		{"get-vault", get, "/v1/vault", auth.RoleViewer, ok, "The state of the vault"},
 		{"verify-vault", post, "/v1/vault/verify", auth.RoleOperator, taken, "Read the vault as a whole and check it"},
 

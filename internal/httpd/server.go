@@ -19,6 +19,17 @@ import (
 // maxBody is one more than the largest body of a request, in bytes.
 const maxBody = 64<<10 + 1
 
+// maxPlanBody is maxBody for a request with a plan in it: its text, in JSON.
+const maxPlanBody = 4<<20 + 1
+
+// bodyLimit returns the limit of an operation's body.
+func bodyLimit(operation string) int64 {
+	if operation == "apply-plan" || operation == "diff-plan" {
+		return maxPlanBody
+	}
+	return maxBody
+}
+
 // serviceTimeout is how long the service may take to answer a request that is
 // not a stream. Work that takes long is a job.
 const serviceTimeout = 45 * time.Second
@@ -74,7 +85,7 @@ func New(opts Options) (*Server, error) {
 	opts.applyDefaults()
 	svc := opts.Service
 	if svc.Sites == nil || svc.Machines == nil || svc.Items == nil || svc.Points == nil || svc.Jobs == nil ||
-		svc.Vault == nil || svc.Events == nil || svc.Health == nil || svc.Tests == nil || svc.Failovers == nil || svc.Replications == nil || opts.Tokens == nil {
+		svc.Vault == nil || svc.Events == nil || svc.Health == nil || svc.Tests == nil || svc.Failovers == nil || svc.Replications == nil || svc.Plans == nil || svc.Runs == nil || opts.Tokens == nil {
 		return nil, errors.New("make http server: a role of the service is missing")
 	}
 	s := &Server{opts: opts, log: opts.Logger, ready: make(chan struct{}), stopping: make(chan struct{})}

@@ -28,6 +28,36 @@ type Service struct {
 	Tests        Tests
 	Failovers    Failovers
 	Replications Replications
+
+	Plans Plans
+	Runs  Runs
+}
+
+// Plans are recovery plans as texts.
+type Plans interface {
+	// ListPlans returns all plans without their texts, sorted by name.
+	ListPlans(ctx context.Context) (api.PlanList, error)
+	// GetPlan returns one plan.
+	GetPlan(ctx context.Context, plan string) (api.Plan, error)
+	// ApplyPlan gives the plan that the text names that text, or says how the two
+	// differ. By is who asks.
+	ApplyPlan(ctx context.Context, by string, apply api.ApplyPlan) (api.PlanChanges, error)
+	// RemovePlan removes a plan that does not run.
+	RemovePlan(ctx context.Context, plan string) error
+	// PlanTexts returns the revisions of a plan's text, newest first.
+	PlanTexts(ctx context.Context, plan string) (api.PlanTexts, error)
+}
+
+// Runs are runs of recovery plans.
+type Runs interface {
+	// RunPlan starts the job of a run. By is who asks.
+	RunPlan(ctx context.Context, plan, by string, run api.RunPlan) (api.Job, error)
+	// CheckPlan says what a run would do.
+	CheckPlan(ctx context.Context, plan string, run api.RunPlan) (api.PlanCheck, error)
+	// GetRun returns a run in full.
+	GetRun(ctx context.Context, job string) (api.PlanRun, error)
+	// AnswerJob answers what a suspended run asks. By is who answers.
+	AnswerJob(ctx context.Context, job, by string, answer api.Answer) (api.Job, error)
 }
 
 // Tests are test failovers.

@@ -74,6 +74,7 @@ type Engine struct {
 // live is an unfinished job in memory.
 type live struct {
 	active bool // a goroutine works on it; guarded by the engine's mu
+	waits  bool // it takes no slot; guarded by the engine's mu
 
 	// mu guards what is below; it is held while the job is recorded.
 	mu     lock
@@ -123,15 +124,11 @@ func (e *Engine) Register(kinds ...Kind) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, k := range kinds {
-		if _, taken := e.kinds[k.Name]; taken || k.Name == "" || len(k.Tasks) == 0 {
+		if _, taken := e.kinds[k.Name]; taken || k.Name == "" || (len(k.Tasks) == 0) == (k.Expand == nil) {
 			return fmt.Errorf("register kind of job %q: needs a name of its own and tasks", k.Name)
 		}
-		seen := map[string]bool{}
-		for _, t := range k.Tasks {
-			if t.Name == "" || seen[t.Name] || t.Run == nil {
-				return fmt.Errorf("register kind of job %s: task %q needs a name of its own and a Run", k.Name, t.Name)
-			}
-			seen[t.Name] = true
+		if err := checkTasks(k.Tasks); err != nil {
+			return fmt.Errorf("register kind of job %s: %w", k.Name, err)
 		}
 		if k.Finish != nil && k.Finish.Run == nil {
 			return fmt.Errorf("register kind of job %s: Finish needs a Run", k.Name)
@@ -139,6 +136,39 @@ func (e *Engine) Register(kinds ...Kind) error {
 		e.kinds[k.Name] = k
 	}
 	return nil
+}
+
+func checkTasks(tasks []Task) error {
+	seen := map[string]bool{}
+	for _, t := range tasks {
+		if t.Name == "" || seen[t.Name] || t.Run == nil {
+			return fmt.Errorf("task %q needs a name of its own and a Run", t.Name)
+		}
+		seen[t.Name] = true
+	}
+	return nil
+}
+
+// tasks returns the tasks of a job of the kind with that input.
+func (k Kind) tasks(input json.RawMessage) ([]Task, error) {
+	if k.Expand == nil {
+		return k.Tasks, nil
+	}
+	tasks, err := k.Expand(input)
+	if err == nil {
+		err = checkTasks(tasks)
+	}
+	return tasks, err
+}
+
+// parentKey is the context's key of a parent.
+type parentKey struct{}
+
+// WithParent returns a context with which Submit notes in the job for what it is
+// submitted: any text, by which Filter.Parent finds it again, also after a crash
+// between Submit and whatever its caller would have recorded.
+func WithParent(ctx context.Context, parent string) context.Context {
+	return context.WithValue(ctx, parentKey{}, parent)
 }
 
 // Submit records a new job; it is durable when Submit returns, and begins as
@@ -156,9 +186,14 @@ func (e *Engine) Submit(ctx context.Context, kind, subject string, input any) (J
 	if !known {
 		return Job{}, fmt.Errorf("submit job %s: %w", kind, ErrUnknownKind)
 	}
+	tasks, err := k.tasks(raw)
+	if err != nil {
+		return Job{}, fmt.Errorf("submit job %s: %w", kind, err)
+	}
 	j := Job{ID: e.opts.NewID(), Kind: kind, Title: k.Title, Subject: subject, State: NotStarted, Input: raw,
 		CreatedAt: e.opts.Now(), Version: 1}
-	for _, t := range k.Tasks {
+	j.Parent, _ = ctx.Value(parentKey{}).(string)
+	for _, t := range tasks {
 		j.Tasks = append(j.Tasks, TaskRecord{Name: t.Name, Title: t.Title, State: NotStarted, NoReturn: t.NoReturn})
 	}
 	l := &live{mu: newLock(), job: j}

@@ -62,6 +62,13 @@ type Kind struct {
 	Name  string
 	Title string // in words, for people
 	Tasks []Task
+	// Expand, if it is not nil, makes the tasks from a job's input in place of
+	// Tasks. It is called anew whenever a task is to be run, so it must return the
+	// same for the same input, in every version that may meet the job.
+	Expand func(input json.RawMessage) ([]Task, error)
+	// Waits says that its jobs mostly wait for other jobs: they take no slot of
+	// Options.MaxRunning, so that those find one.
+	Waits bool
 	// Finish, if it is not nil, runs once the outcome is known, whatever it is,
 	// and before the job is recorded as ended: the place to record the outcome
 	// elsewhere and to take away what a failed or cancelled job has left. Like
@@ -105,6 +112,7 @@ type Job struct {
 	Kind     string          `json:"kind"`
 	Title    string          `json:"title,omitempty"`
 	Subject  string          `json:"subject,omitempty"` // one unfinished job for each; empty: any number
+	Parent   string          `json:"parent,omitempty"`  // what it was submitted for; see WithParent
 	State    State           `json:"state"`
 	Input    json.RawMessage `json:"input,omitempty"`
 	Shared   json.RawMessage `json:"shared,omitempty"` // state that its tasks share
@@ -221,6 +229,7 @@ func (j Job) clone() Job {
 // Filter chooses jobs. Its zero value chooses all.
 type Filter struct {
 	Subject    string
+	Parent     string
 	Kind       string
 	State      State
 	Unfinished bool // only those that have not ended
@@ -229,7 +238,7 @@ type Filter struct {
 
 // Matches reports whether the filter chooses the job; Limit is not looked at.
 func (f Filter) Matches(j Job) bool {
-	return (f.Subject == "" || f.Subject == j.Subject) && (f.Kind == "" || f.Kind == j.Kind) &&
+	return (f.Subject == "" || f.Subject == j.Subject) && (f.Parent == "" || f.Parent == j.Parent) && (f.Kind == "" || f.Kind == j.Kind) &&
 		(f.State == "" || f.State == j.State) && (!f.Unfinished || !j.State.Ended())
 }
 

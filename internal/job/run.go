@@ -40,8 +40,9 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 			wg.Go(func() {
 				err := e.work(runCtx, l)
-				e.leave(l, err)
-				<-slots
+				if e.leave(l, err) {
+					<-slots
+				}
 				e.poke()
 			})
 		}
@@ -100,12 +101,20 @@ func (e *Engine) next(slots chan struct{}) *live {
 		if j.State.Ended() || j.State == Suspended {
 			continue
 		}
+		if l.waits = e.kinds[j.Kind].Waits; l.waits {
+			oldest = l
+			break // it has no slot to wait for
+		}
 		if oldest == nil || j.CreatedAt.Before(age) {
 			oldest, age = l, j.CreatedAt
 		}
 	}
-	if oldest == nil {
+	switch {
+	case oldest == nil:
 		return nil
+	case oldest.waits:
+		oldest.active = true
+		return oldest
 	}
 	select {
 	case slots <- struct{}{}:
@@ -116,8 +125,9 @@ func (e *Engine) next(slots chan struct{}) *live {
 	}
 }
 
-// leave notes that nobody works on the job any more.
-func (e *Engine) leave(l *live, err error) {
+// leave notes that nobody works on the job any more, and says whether it had a
+// slot.
+func (e *Engine) leave(l *live, err error) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	l.active = false
@@ -130,6 +140,7 @@ func (e *Engine) leave(l *live, err error) {
 	if j.State.Ended() {
 		delete(e.jobs, j.ID)
 	}
+	return !l.waits
 }
 
 // work does what is next for a job until it has ended, is suspended, or the
@@ -178,7 +189,11 @@ func (e *Engine) advance(ctx context.Context, l *live, j Job) error {
 			Hint: "Run that version until the job has ended"}})
 	}
 	current := j.CurrentTask()
-	for _, t := range kind.Tasks {
+	tasks, err := kind.tasks(j.Input)
+	if err != nil {
+		return e.end(ctx, l, Ending{State: Failed, Failure: FailureOf(err, current.Name)})
+	}
+	for _, t := range tasks {
 		if t.Name == current.Name {
 			return e.runTask(ctx, l, t)
 		}

@@ -392,17 +392,7 @@ func (c *Orchestrator) failoverShutdown(ctx context.Context, r *failoverRun) err
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, shutdownWait)
-	defer cancel()
-	source := r.item.CopyAt(r.in.From)
-	return c.withSite(ctx, r.in.From, func(site holdfast.Site, s *provider.Site) error {
-		err := s.Source.Shutdown(ctx, source.MachineID)
-		if err == nil || errors.Is(err, provider.ErrNotRunning) {
-			return nil
-		}
-		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "shut down machine", Thing: source.Name, Err: err,
-			Hint: "Shut it down at site " + site.Name + " by hand and ask again, or fail over unplanned"}
-	})
+	return c.shutDownAt(ctx, r.item, r.in.From)
 }
 
 // failoverDrain has the gateway make everything received a recovery point. A

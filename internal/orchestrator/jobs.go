@@ -99,10 +99,15 @@ func jobError(op, id string, err error) error {
 func (c *Orchestrator) apiJob(ctx context.Context, j job.Job) api.Job {
 	out := api.Job{
 		ID: j.ID, Kind: j.Kind, Title: j.Title, State: string(j.State), Tasks: []api.Task{}, Warnings: append([]string{}, j.Warnings...),
-		Cancellable: j.Cancellable(), CreatedAt: j.CreatedAt, StartedAt: j.StartedAt, FinishedAt: j.EndedAt, Error: apiFailure(j.Failure),
+		Waiting: j.Waiting, Cancellable: j.Cancellable(), CreatedAt: j.CreatedAt, StartedAt: j.StartedAt, FinishedAt: j.EndedAt, Error: apiFailure(j.Failure),
 	}
-	var in itemInput
-	if err := json.Unmarshal(j.Input, &in); err == nil && in.Item != "" {
+	var in struct {
+		Item  string `json:"item"`
+		Title string `json:"title"` // of a job on something else
+	}
+	if err := json.Unmarshal(j.Input, &in); err == nil && in.Title != "" {
+		out.Title = in.Title
+	} else if err == nil && in.Item != "" {
 		out.Item = in.Item
 		if it, err := c.opts.Store.Item(ctx, in.Item); err == nil {
 			out.ItemName = it.Name

@@ -172,6 +172,7 @@ func New(o Options) (*Orchestrator, error) {
 	c.engine = job.New(o.Jobs, job.Options{Logger: o.Logger, Now: o.Now, Hook: o.JobHook})
 	kinds := append(c.failoverKinds(), c.protectKind(), c.hydrateKind(), c.disableKind(), c.verifyKind(), c.commitKind(), c.undoKind(),
 		c.reprotectKind(), c.resyncKind(), c.testKind(), c.cleanUpKind(), c.pointKind(), c.disksKind(), c.pauseKind())
+	kinds = append(kinds, c.switchingKinds()...)
 	c.kinds = kinds
 	return c, c.engine.Register(kinds...)
 }
@@ -196,6 +197,10 @@ func (c *Orchestrator) Run(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Engine returns what runs the jobs, so that others have their kinds of job run by
+// it: they register them before Run.
+func (c *Orchestrator) Engine() *job.Engine { return c.engine }
 
 // awaitSettled waits until operations may begin.
 func (c *Orchestrator) awaitSettled(ctx context.Context) error {

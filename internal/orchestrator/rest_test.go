@@ -20,6 +20,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/cli"
 	"github.com/holdfast-dr/holdfast/internal/httpd"
 	"github.com/holdfast-dr/holdfast/internal/orchestrator"
+	"github.com/holdfast-dr/holdfast/internal/planner"
 )
 
 const itemPath = "/v1/items/" + machine
@@ -41,7 +42,10 @@ type door struct {
 }
 
 // present is the server of the moment.
-type present struct{ *orchestrator.Orchestrator }
+type present struct {
+	*orchestrator.Orchestrator
+	*planner.Planner
+}
 
 var doors sync.Pool
 
@@ -59,7 +63,7 @@ func newRest(t *testing.T) *rest {
 }
 
 // serve puts the interface before the server of the moment.
-func (s *rest) serve() { s.present.Orchestrator = s.rig.Orchestrator }
+func (s *rest) serve() { s.present.Orchestrator, s.present.Planner = s.rig.Orchestrator, s.rig.plans }
 
 func newDoor(t *testing.T) *door {
 	t.Helper()
@@ -74,7 +78,7 @@ func newDoor(t *testing.T) *door {
 		d.tokens[role] = secret
 	}
 	server, err := httpd.New(httpd.Options{Addr: "127.0.0.1:0", Tokens: tokens, Version: api.ServerVersion{Version: "test"},
-		Service: httpd.Service{Sites: o, Machines: o, Items: o, Points: o, Jobs: o, Vault: o, Health: o, Tests: o, Failovers: o, Replications: o,
+		Service: httpd.Service{Sites: o, Machines: o, Items: o, Points: o, Jobs: o, Vault: o, Health: o, Tests: o, Failovers: o, Replications: o, Plans: o, Runs: o,
 			Events: httpd.NewEventLog(100, time.Now())}})
 	if err != nil {
 		t.Fatal(err)

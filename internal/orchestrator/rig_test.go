@@ -20,6 +20,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/job"
 	"github.com/holdfast-dr/holdfast/internal/objstore"
 	"github.com/holdfast-dr/holdfast/internal/orchestrator"
+	"github.com/holdfast-dr/holdfast/internal/planner"
 	"github.com/holdfast-dr/holdfast/internal/provider"
 	"github.com/holdfast-dr/holdfast/internal/provider/providertest"
 	"github.com/holdfast-dr/holdfast/internal/store"
@@ -47,6 +48,7 @@ type rig struct {
 	tick              time.Duration // between two looks at something
 
 	*orchestrator.Orchestrator
+	plans *planner.Planner
 	views *memViews
 	kill  func()
 }
@@ -180,6 +182,11 @@ func (r *rig) start(hook func(string, job.Job) error) {
 			return r.recovery.Site(), nil
 		},
 	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.plans, err = planner.New(planner.Options{Store: db, Engine: r.Engine(), Items: r.Orchestrator, Operations: r.Orchestrator, Tests: r.Orchestrator,
+		Switches: r.Orchestrator, Scripts: r.scripts, Secrets: r.scripts, Now: r.now})
 	if err != nil {
 		r.t.Fatal(err)
 	}

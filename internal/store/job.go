@@ -20,8 +20,8 @@ func (s *Store) CreateJob(ctx context.Context, j job.Job) error {
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, "INSERT INTO jobs (id, kind, subject, state, unfinished, created_at, version, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-			j.ID, j.Kind, j.Subject, string(j.State), !j.State.Ended(), j.CreatedAt.UnixNano(), j.Version, string(body))
+		_, err = tx.ExecContext(ctx, "INSERT INTO jobs (id, kind, subject, parent, state, unfinished, created_at, version, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+			j.ID, j.Kind, j.Subject, j.Parent, string(j.State), !j.State.Ended(), j.CreatedAt.UnixNano(), j.Version, string(body))
 		switch {
 		case idTaken(err):
 			return jobError(j.ID, holdfast.KindConflict, fmt.Errorf("%w: its id is taken", job.ErrConflict))
@@ -84,6 +84,7 @@ func (s *Store) ListJobs(ctx context.Context, f job.Filter) ([]job.Job, error) {
 		}
 	}
 	where(f.Subject != "", "subject = ?", f.Subject)
+	where(f.Parent != "", "parent = ?", f.Parent)
 	where(f.Kind != "", "kind = ?", f.Kind)
 	where(f.State != "", "state = ?", string(f.State))
 	where(f.Unfinished, "unfinished = 1")

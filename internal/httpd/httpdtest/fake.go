@@ -40,6 +40,8 @@ type World struct {
 	Calls []string
 	// Now is the world's clock.
 	Now time.Time
+
+	Planning
 }
 
 var (
@@ -65,7 +67,7 @@ func New(now time.Time) *World {
 // Service returns the world in the roles of an httpd.Service.
 func (w *World) Service() httpd.Service {
 	return httpd.Service{Sites: w, Machines: w, Items: w, Points: w, Jobs: w, Vault: w, Events: w.Log, Health: w,
-		Tests: w, Failovers: w, Replications: w}
+		Tests: w, Failovers: w, Replications: w, Plans: w, Runs: w}
 }
 
 // Change calls f with the world locked, then wakes all who watch jobs.

@@ -89,8 +89,8 @@ func checkNamedSymbols(t *tree) []violation {
 }
 
 func checkArchitectureSize(t *tree) []violation {
-	if n := lines(t.texts["ARCHITECTURE.md"]); n > 150 || n == 0 {
-		return []violation{{where: "ARCHITECTURE.md", text: fmt.Sprintf("%d lines, want at most 150, and some", n)}}
+	if n := lines(t.texts["ARCHITECTURE.md"]); n > 200 || n == 0 {
+		return []violation{{where: "ARCHITECTURE.md", text: fmt.Sprintf("%d lines, want at most 200, and some", n)}}
 	}
 	return nil
 }
@@ -225,7 +225,7 @@ func TestDocumentRules(t *testing.T) {
 			"x/a/a.go":        "package a\nfunc Func() {}\ntype Type struct { Field int }\nfunc (*Type) Method() {}",
 		}, []string{"ARCHITECTURE.md", "ARCHITECTURE.md", "ARCHITECTURE.md", "CONTRIBUTING.md"}},
 		{"architecture size", map[string]string{"ARCHITECTURE.md": strings.Repeat("x\n", 151)}, []string{"ARCHITECTURE.md"}},
-		{"architecture size", map[string]string{"ARCHITECTURE.md": strings.Repeat("x\n", 150)}, nil},
+		{"architecture size", map[string]string{"ARCHITECTURE.md": strings.Repeat("x\n", 200)}, nil},
 		{"workplace", map[string]string{
 			"a.md": "see /" + "work/shared/x", "b.sh": "cd /" + "home/joe/x", "c.go": "package c // net" + "work/x and /" + "works",
 			"d.txt": "x\n(/" + "root/.cache)", "e.md": "/var/lib/x and /" + "root", "f.md": "/" + "tmp/notes.md",

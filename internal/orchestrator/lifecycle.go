@@ -396,7 +396,7 @@ func (c *Orchestrator) reprotectCheck(ctx context.Context, _ *job.Step, it holdf
 		if s.Source == nil || s.Inventory == nil {
 			return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "reprotect", Thing: it.Name, Cause: "machines of site " + site.Name + " cannot be replicated"}
 		}
-		m, err := s.Inventory.Machine(ctx, up.MachineID)
+		m, err := notPaused(ctx, s.Inventory, up.MachineID)
 		if err != nil {
 			return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "look at machine " + up.Name + " at site", Thing: site.Name, Err: err,
 				Hint: "The machine that the item was failed over to must be there; if it was removed, disable protection"}
@@ -411,6 +411,20 @@ func (c *Orchestrator) reprotectCheck(ctx context.Context, _ *job.Step, it holdf
 		return err
 	}
 	return c.reachGateway(ctx, it)
+}
+
+// pausedWait is for how long a machine may be paused before that counts: a
+// hydration pauses it for a moment where it ends.
+const pausedWait = 10 * time.Second
+
+// notPaused returns a machine once it is not paused, or has been for too long.
+func notPaused(ctx context.Context, inv provider.Inventory, id string) (provider.Machine, error) {
+	for end := time.Now().Add(pausedWait); ; {
+		m, err := inv.Machine(ctx, id)
+		if err != nil || m.Power != provider.PowerPaused || time.Now().After(end) || !sleep(ctx, 200*time.Millisecond) {
+			return m, err
+		}
+	}
 }
 
 // reprotectHydrate waits for the hydration: two block jobs on one disk would be

@@ -186,6 +186,8 @@ type Replication struct {
 	// Former is what the machine was while it had other disks: recovery points
 	// from then bring it back so.
 	Former []Shape `json:"former,omitempty"`
+	// Group is the replication group that the item is in; empty: none.
+	Group string `json:"group,omitempty"`
 	// Pinned are recovery points that are kept until somebody unpins them.
 	Pinned []RecoveryPoint `json:"pinned,omitempty"`
 	// PausedUntil is until when the machine is left alone; zero: it is not.

@@ -39,6 +39,9 @@ type RecoveryPoint struct {
 	Position    Position    `json:"position"`
 	Time        time.Time   `json:"time"`
 	Consistency Consistency `json:"consistency"`
+	// Group is the same for points of several items that are one moment; empty: it
+	// is of this item alone.
+	Group string `json:"group,omitempty"`
 }
 
 // PointRange is a stretch of a timeline in which every position is
@@ -49,6 +52,9 @@ type PointRange struct {
 	To       Position   `json:"to"`
 	FromTime time.Time  `json:"from_time"`
 	ToTime   time.Time  `json:"to_time"`
+	// Confirmed is until when the source is known to have missed nothing: up to then
+	// the range can be seen beside those of other machines. Zero: not known.
+	Confirmed time.Time `json:"confirmed,omitzero"`
 }
 
 // PointOption is how the initiator of a failover chooses the recovery point.
@@ -111,6 +117,9 @@ type History struct {
 	// Lookup finds the newest consistent position of the present timeline at or
 	// before a time. Nil: only points and the ends of ranges are known.
 	Lookup func(at time.Time) (Position, bool)
+	// TimeOf returns the time of a position of the present timeline. Nil: it is
+	// estimated.
+	TimeOf func(Position) (time.Time, bool)
 }
 
 // Resolution is what a PointRequest comes to.
@@ -247,16 +256,21 @@ func chosen(req PointRequest, h History) (RecoveryPoint, error) {
 	}
 	for _, r := range h.Ranges {
 		if r.Timeline == tl && r.From <= pos && pos <= r.To {
-			return RecoveryPoint{Timeline: tl, Position: pos, Time: timeWithin(r, pos), Consistency: ConsistencyCrash}, nil
+			return RecoveryPoint{Timeline: tl, Position: pos, Time: h.timeWithin(r, pos), Consistency: ConsistencyCrash}, nil
 		}
 	}
 	return notFound("the vault keeps no consistent view of this position")
 }
 
-// timeWithin estimates the time of a position in a range. Only its ends are
-// known here; a position between them is given the time of the range's start,
-// so that a recovered machine is never taken for newer than it is.
-func timeWithin(r PointRange, pos Position) time.Time {
+// timeWithin returns the time of a position in a range. Where only the ends are
+// known, a position between them is given the time of the range's start, so that a
+// recovered machine is never taken for newer than it is.
+func (h History) timeWithin(r PointRange, pos Position) time.Time {
+	if h.TimeOf != nil && r.Timeline == h.Timeline {
+		if t, ok := h.TimeOf(pos); ok {
+			return t
+		}
+	}
 	if pos == r.To {
 		return r.ToTime
 	}

@@ -22,6 +22,7 @@ type Item struct {
 	Stream       ItemStream         `json:"stream" doc:"Where its history is kept"`
 	Recovery     *Recovery          `json:"recovery,omitempty" doc:"The recovered machine; missing before a failover"`
 	CurrentJob   string             `json:"current_job,omitempty" doc:"The job that works on it now"`
+	Group        string             `json:"group,omitempty" doc:"The replication group that it is in"`
 	Version      int64              `json:"version" doc:"Raised with each recorded change; the ETag"`
 	CreatedAt    time.Time          `json:"created_at" doc:"When it was protected"`
 }
@@ -152,8 +153,11 @@ const (
 	OptionLatest          = "latest"
 	OptionLatestProcessed = "latest_processed"
 	OptionLatestApp       = "latest_app"
-	OptionPoint           = "point"
-	OptionTime            = "time"
+	// The options for plans with replication groups.
+	OptionLatestMulti    = "latest_multi_vm"
+	OptionLatestMultiApp = "latest_multi_vm_app"
+	OptionPoint          = "point"
+	OptionTime           = "time"
 )
 
 // Disable asks for the protection of an item to end.

@@ -157,7 +157,7 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 		return nil, err
 	}
 	p.plans, err = planner.New(planner.Options{
-		Store: p.db, Engine: p.orch.Engine(), Items: p.orch, Operations: p.orch, Tests: p.orch, Switches: p.orch,
+		Store: p.db, Engine: p.orch.Engine(), Items: p.orch, Operations: p.orch, Tests: p.orch, Switches: p.orch, Groups: p.orch,
 		Scripts: filepath.Join(o.state, "scripts"), Secrets: filepath.Join(o.state, "secrets"), Getenv: os.Getenv, Publish: events.Publish, Logger: p.log,
 	})
 	if err != nil {
@@ -175,7 +175,7 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	p.http, err = httpd.New(httpd.Options{
 		Addr: o.listen, TLS: p.tls.ServerTLS(), Tokens: p.tokens, Logger: p.log, Version: version(),
 		Service: httpd.Service{Sites: p.orch, Machines: p.orch, Items: p.orch, Points: p.orch, Jobs: p.orch, Vault: p.orch, Events: events, Health: p.orch,
-			Tests: p.orch, Failovers: p.orch, Replications: p.orch, Plans: p.plans, Runs: p.plans},
+			Tests: p.orch, Failovers: p.orch, Replications: p.orch, Plans: p.plans, Runs: p.plans, Groups: p.orch},
 	})
 	return &p, err
 }

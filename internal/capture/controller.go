@@ -48,6 +48,7 @@ func (c *controller) step(ctx context.Context) error {
 	}
 	for i, t := range c.disks {
 		s := c.assess(t, snap, situations[i])
+		situations[i] = s
 		d := decide(s)
 		if d.act == actStart && time.Now().Before(t.retryAt) {
 			t.state.Mode = ModePaused // with the problem as it was shown
@@ -58,11 +59,33 @@ func (c *controller) step(ctx context.Context) error {
 			return err
 		}
 	}
+	c.confirm(ctx, situations)
 	c.publish()
 	if c.lostDisk(snap) && time.Since(c.openedAt) > refusedPause {
 		c.close() // look at the machine anew: it may have changed
 	}
 	return nil
+}
+
+// confirm tells the ingest up to when nothing was missed: until it was asked, if
+// what QEMU said after that is that every disk is in sync. The situations have what
+// was asked first.
+func (c *controller) confirm(ctx context.Context, situations []situation) {
+	at := situations[0].asked
+	epochs := map[string]uint64{}
+	for i, t := range c.disks {
+		s := situations[i]
+		if !s.claimed || !t.claimed || s.epoch != t.epoch || !s.inSync() {
+			return
+		}
+		if s.asked.Before(at) {
+			at = s.asked
+		}
+		epochs[t.disk.ID] = t.epoch
+	}
+	if err := c.opts.Ingest.Confirm(ctx, at, epochs); err != nil && ctx.Err() == nil {
+		c.log.Debug("the ingest takes no confirmation", "error", err)
+	}
 }
 
 // lostDisk says whether a disk is not found in QEMU.
@@ -78,10 +101,9 @@ func (c *controller) lostDisk(snap snapshot) bool {
 // ask asks the ingest about a disk.
 func (c *controller) ask(ctx context.Context, t *tracked) situation {
 	s := situation{disk: t.disk, seeded: t.seeded}
-	s.epoch, s.connected, s.ingest = c.opts.Ingest.Epoch(ctx, t.disk.ID)
-	if s.ingest == nil && !s.connected {
-		s.ready = c.opts.Ingest.Ready(ctx, t.disk.ID)
-	}
+	conn, err := c.opts.Ingest.Connection(ctx, t.disk.ID)
+	s.ingest, s.epoch, s.connected, s.asked = err, conn.Epoch, conn.Connected, conn.At
+	s.ready = conn.Ready && !conn.Connected
 	if t.claimed && (s.ingest != nil || !s.connected || s.epoch != t.epoch) {
 		t.claimed = false
 	}

@@ -2,6 +2,7 @@ package capture
 
 import (
 	"fmt"
+	"time"
 )
 
 // action is what is to be done for a disk next.
@@ -35,8 +36,9 @@ type situation struct {
 
 	epoch     uint64
 	connected bool
-	ingest    error // why the ingest is not reached
-	ready     bool  // the ingest takes connections
+	ingest    error     // why the ingest is not reached
+	ready     bool      // the ingest takes connections
+	asked     time.Time // the ingest's time, before QEMU was asked
 
 	claimed bool // in sync was claimed for this epoch
 	seeded  bool

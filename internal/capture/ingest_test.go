@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/capture"
 	"github.com/holdfast-dr/holdfast/internal/nbd"
@@ -22,10 +23,11 @@ type ingest struct {
 	stop   func()
 
 	// mu guards what follows.
-	mu     sync.Mutex
-	disks  map[string]*memory
-	thawed chan struct{} // closed unless frozen
-	dieAt  int64         // ends all connections after so many bytes; 0: never
+	mu        sync.Mutex
+	disks     map[string]*memory
+	confirmed time.Time
+	thawed    chan struct{} // closed unless frozen
+	dieAt     int64         // ends all connections after so many bytes; 0: never
 }
 
 // memory is one disk of it.
@@ -150,14 +152,24 @@ func (in *ingest) thaw() {
 
 func (in *ingest) Endpoint(disk string) (socket, export string) { return in.socket, disk }
 
-func (in *ingest) Epoch(_ context.Context, disk string) (uint64, bool, error) {
+func (in *ingest) Connection(_ context.Context, disk string) (capture.Connection, error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	m := in.disks[disk]
-	return m.epoch, m.conn != nil, nil
+	return capture.Connection{Epoch: m.epoch, Connected: m.conn != nil, Ready: true, At: time.Now()}, nil
 }
 
-func (in *ingest) Ready(context.Context, string) bool { return true }
+func (in *ingest) Confirm(_ context.Context, at time.Time, epochs map[string]uint64) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for disk, epoch := range epochs {
+		if m := in.disks[disk]; m.epoch != epoch || m.conn == nil || !m.synced {
+			return errStale
+		}
+	}
+	in.confirmed = at
+	return nil
+}
 
 func (in *ingest) Synced(_ context.Context, disk string, epoch uint64) error {
 	in.mu.Lock()

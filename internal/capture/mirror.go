@@ -18,17 +18,25 @@ import (
 type Ingest interface {
 	// Endpoint returns the unix socket and the export of a disk.
 	Endpoint(disk string) (socket, export string)
-	// Epoch returns a number that is raised by every connect and disconnect of
-	// the disk's ingest connection, and whether there is one.
-	Epoch(ctx context.Context, disk string) (epoch uint64, connected bool, err error)
-	// Ready says whether the disk's export would take a connection now.
-	Ready(ctx context.Context, disk string) bool
+	// Connection returns how a disk's ingest connection stands.
+	Connection(ctx context.Context, disk string) (Connection, error)
 	// Synced says that everything the disk holds has been sent, and every write
 	// is being sent, on the connection of the epoch. It fails if that is not
 	// the connection of now.
 	Synced(ctx context.Context, disk string, epoch uint64) error
 	// Cut ends the disk's connection, if there is one.
 	Cut(ctx context.Context, disk string) error
+	// Confirm says that nothing that the machine has written until a time, of a
+	// Connection, was missed, on the connections of these epochs.
+	Confirm(ctx context.Context, at time.Time, epochs map[string]uint64) error
+}
+
+// Connection is how the ingest connection of a disk stands.
+type Connection struct {
+	Epoch     uint64 // raised by every connect and disconnect
+	Connected bool
+	Ready     bool      // a connection would be taken now
+	At        time.Time // the ingest's time at that moment
 }
 
 // Mode is what a mirror does with a disk.

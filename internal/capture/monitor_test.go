@@ -32,11 +32,13 @@ type nobody struct{}
 
 var errAway = errors.New("ingest is away")
 
-func (nobody) Endpoint(string) (socket, export string)             { return "/nowhere", "x" }
-func (nobody) Epoch(context.Context, string) (uint64, bool, error) { return 0, false, errAway }
-func (nobody) Ready(context.Context, string) bool                  { return false }
-func (nobody) Synced(context.Context, string, uint64) error        { return errAway }
-func (nobody) Cut(context.Context, string) error                   { return errAway }
+func (nobody) Endpoint(string) (socket, export string)      { return "/nowhere", "x" }
+func (nobody) Synced(context.Context, string, uint64) error { return errAway }
+func (nobody) Cut(context.Context, string) error            { return errAway }
+func (nobody) Connection(context.Context, string) (capture.Connection, error) {
+	return capture.Connection{}, errAway
+}
+func (nobody) Confirm(context.Context, time.Time, map[string]uint64) error { return errAway }
 
 // TestMonitors runs a mirror against monitors that do not do what they should.
 func TestMonitors(t *testing.T) {

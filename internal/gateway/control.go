@@ -27,6 +27,7 @@ type Heartbeat struct {
 // StreamStatus is how the ingest of one stream fares.
 type StreamStatus struct {
 	Stream     holdfast.StreamID       `json:"stream"`
+	Clock      time.Time               `json:"clock"` // the gateway's time, of now
 	Consistent bool                    `json:"consistent"`
 	Disks      map[string]IngestedDisk `json:"disks"`
 	Counts     Counts                  `json:"counts"`
@@ -50,6 +51,12 @@ type IngestedDisk struct {
 type diskRequest struct {
 	Disk  string `json:"disk"`
 	Epoch uint64 `json:"epoch"`
+}
+
+// confirmRequest says what was seen of a machine's mirror; see stream.confirm.
+type confirmRequest struct {
+	At     time.Time         `json:"at"`
+	Epochs map[string]uint64 `json:"epochs"` // by disk
 }
 
 // pointRequest asks for a recovery point.
@@ -89,6 +96,13 @@ func (g *Ingest) Handler() http.Handler {
 		}
 		return struct{}{}, sv.synced(req.Disk, req.Epoch)
 	}))
+	mux.HandleFunc("POST /streams/{id}/confirm", g.withStream(func(sv *served, r *http.Request) (any, error) {
+		var req confirmRequest
+		if err := decodeBody(r, &req); err != nil {
+			return nil, err
+		}
+		return struct{}{}, sv.confirm(req.At, req.Epochs)
+	}))
 	mux.HandleFunc("POST /streams/{id}/cut", g.withStream(func(sv *served, r *http.Request) (any, error) {
 		var req diskRequest
 		if err := decodeBody(r, &req); err != nil {
@@ -103,6 +117,7 @@ func (g *Ingest) Handler() http.Handler {
 		}
 		return sv.point(r.Context(), req)
 	}))
+	g.handleGroup(mux)
 	return mux
 }
 
@@ -137,7 +152,7 @@ func (g *Ingest) oldest() time.Duration {
 
 // status returns how the stream fares.
 func (s *stream) status() StreamStatus {
-	st := StreamStatus{Stream: s.opts.Stream.ID(), Disks: map[string]IngestedDisk{}, Backlog: s.backlog()}
+	st := StreamStatus{Stream: s.opts.Stream.ID(), Clock: s.opts.Now(), Disks: map[string]IngestedDisk{}, Backlog: s.backlog()}
 	waits := s.oldestQueued()
 	s.mu.Lock()
 	st.Consistent, st.Counts = s.consistent, s.counts

@@ -41,6 +41,7 @@ type Ingest struct {
 	mu      sync.Mutex
 	streams map[holdfast.StreamID]*served
 	group   *errgroup.Group
+	clock   *clock
 	ctx     func() context.Context // the run's context, for what Open starts
 }
 
@@ -64,8 +65,15 @@ func NewIngest(o IngestOptions) *Ingest {
 // Run serves the control socket until ctx ends, and then ends every stream.
 // What was acknowledged stays in the journals.
 func (g *Ingest) Run(ctx context.Context, control net.Listener) error {
+	clock, err := openClock(g.fs, g.opts.Dir, time.Now)
+	if err != nil {
+		return err
+	}
+	defer clock.file.Close()
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return g.keepClock(ctx, clock) })
 	g.mu.Lock()
+	g.clock = clock
 	g.group, g.ctx = group, func() context.Context { return ctx }
 	g.mu.Unlock()
 	srv := &http.Server{Handler: g.Handler(), ReadHeaderTimeout: 5 * time.Second}
@@ -80,6 +88,19 @@ func (g *Ingest) Run(ctx context.Context, control net.Listener) error {
 		return srv.Close()
 	})
 	return group.Wait()
+}
+
+// keepClock keeps the newest time that was given until ctx ends.
+func (g *Ingest) keepClock(ctx context.Context, c *clock) error {
+	failing := false
+	for sleep(ctx, clockKeep) {
+		err := c.keep()
+		if failing != (err != nil) {
+			g.log.Warn("the gateway's clock stands still when it is not kept", "error", err)
+		}
+		failing = err != nil
+	}
+	return nil
 }
 
 // OpenRequest asks the ingest to serve a stream.
@@ -151,7 +172,7 @@ func (g *Ingest) open(ctx context.Context, r OpenRequest) (*served, error) {
 		disks[i] = vault.Disk{ID: d.ID, Size: d.Size}
 	}
 	s, err := openAccount(ctx, r, StreamOptions{
-		Stream: st, Disks: disks, FS: g.fs, Tuning: r.Tuning, Logger: g.log.With("stream", r.Stream.String()),
+		Stream: st, Disks: disks, FS: g.fs, Tuning: r.Tuning, Now: g.clock.Now, Logger: g.log.With("stream", r.Stream.String()),
 		Dir: filepath.Join(g.opts.Dir, r.Stream.String()+"-"+r.Timeline.String()),
 	})
 	if err != nil {

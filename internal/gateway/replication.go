@@ -402,20 +402,16 @@ func (c *ingestClient) Endpoint(disk string) (socket, export string) {
 	return c.socket, disk
 }
 
-// Epoch returns the epoch of a disk's connection.
-func (c *ingestClient) Epoch(ctx context.Context, disk string) (epoch uint64, connected bool, err error) {
+// Connection returns how a disk's connection stands.
+func (c *ingestClient) Connection(ctx context.Context, disk string) (capture.Connection, error) {
 	st, err := c.status(ctx)
-	if err != nil {
-		return 0, false, err
-	}
 	d := st.Disks[disk]
-	return d.Epoch, d.Connected, nil
+	return capture.Connection{Epoch: d.Epoch, Connected: d.Connected, Ready: d.Ready, At: st.Clock}, err
 }
 
-// Ready says whether a disk's export takes a connection now.
-func (c *ingestClient) Ready(ctx context.Context, disk string) bool {
-	st, err := c.status(ctx)
-	return err == nil && st.Disks[disk].Ready
+// Confirm says that nothing was missed until a time.
+func (c *ingestClient) Confirm(ctx context.Context, at time.Time, epochs map[string]uint64) error {
+	return c.control.call(ctx, "POST", c.path("/confirm"), confirmRequest{At: at, Epochs: epochs}, nil)
 }
 
 // Synced says that a disk is in sync on the connection of the epoch.

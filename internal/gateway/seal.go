@@ -362,7 +362,7 @@ func (s *stream) stamp(ctx context.Context, last *time.Time) error {
 		return nil
 	}
 	if busy := p.position != tail.Position; busy || p.asOf.Sub(*last) >= s.opts.Tuning.SealInterval {
-		c := vault.Canary{Time: p.asOf, Timeline: s.opts.Writer.Timeline(), Seq: tail.Seq, Position: p.position}
+		c := vault.Canary{Time: p.asOf, Timeline: s.opts.Writer.Timeline(), Seq: tail.Seq, Position: p.position, Confirmed: s.lastConfirmed()}
 		if err := s.opts.Stream.PutCanary(ctx, c); err != nil {
 			return fmt.Errorf("stamp canary: %w", err)
 		}

@@ -87,6 +87,7 @@ type stream struct {
 	stop       error // set for good: nothing is taken any more
 	lastPoint  time.Time
 	counts     Counts
+	known      confirmation
 
 	// qmu guards the queue of segments between seal and commit.
 	qmu   sync.Mutex
@@ -144,6 +145,7 @@ func newStream(ctx context.Context, o StreamOptions) (*stream, error) {
 	if s.fresh, err = s.openSession(); err != nil {
 		return nil, err
 	}
+	s.known = confirmation{confirmed: s.readConfirmed(), base: o.Writer.Tail().Time}
 	if err := s.adoptSpool(ctx); err != nil {
 		return nil, err
 	}
@@ -266,7 +268,11 @@ func (s *stream) setConsistent(on bool, why string) error {
 	if on {
 		kind = vault.MarkConsistent
 	}
-	if _, err := s.mark(vault.Mark{Kind: kind, Name: why}); err != nil {
+	m := vault.Mark{Kind: kind, Name: why}
+	if !on {
+		m.Confirmed = s.known.confirmed
+	}
+	if _, err := s.mark(m); err != nil {
 		if !on {
 			s.consistent, s.noted = false, false // to be noted before anything else is taken
 		}

@@ -289,6 +289,7 @@ func (s *Supervisor) Handler() http.Handler {
 		out, err := job.ingest.point(r.Context(), req)
 		reply(w, out, err)
 	})
+	s.handleGroup(mux)
 	return mux
 }
 

@@ -50,7 +50,7 @@ func (s *Server) build() error {
 		b.lines[line.id], s.routes[line.id] = line, line
 	}
 	b.api.UseMiddleware(s.guard)
-	for _, register := range []func(*builder){systemRoutes, siteRoutes, itemRoutes, lifecycleRoutes, jobRoutes, planRoutes, vaultRoutes, tokenRoutes} {
+	for _, register := range []func(*builder){systemRoutes, siteRoutes, itemRoutes, lifecycleRoutes, jobRoutes, planRoutes, groupRoutes, vaultRoutes, tokenRoutes} {
 		register(b)
 	}
 	if len(b.lines) > 0 {

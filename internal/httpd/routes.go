@@ -62,6 +62,11 @@ func routes() []route {
 		{"cancel-item", post, "/v1/items/{item}/cancel", auth.RoleOperator, taken, "Cancel the job that works on an item"},
 		{"check-operation", post, "/v1/items/{item}/check", auth.RoleViewer, ok, "What an operation would do; nothing is done"},
 
+		{"list-groups", get, "/v1/groups", auth.RoleViewer, ok, "All replication groups"},
+		{"get-group", get, "/v1/groups/{group}", auth.RoleViewer, ok, "One replication group with its points"},
+		{"change-group", post, "/v1/groups/{group}", auth.RoleOperator, ok, "Have items join or leave a replication group"},
+		{"make-group-point", post, "/v1/groups/{group}/points", auth.RoleOperator, taken, "Make a recovery point of all items of a group, which is one moment for all"},
+
 		{"list-jobs", get, "/v1/jobs", auth.RoleViewer, ok, "Jobs, newest first"},
 		{"get-job", get, "/v1/jobs/{job}", auth.RoleViewer, ok, "One job"},
 		{"watch-job", get, "/v1/jobs/{job}/events", auth.RoleViewer, ok, "One job as it goes on, as server-sent events; the stream ends with the job"},

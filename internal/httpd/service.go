@@ -29,8 +29,21 @@ type Service struct {
 	Failovers    Failovers
 	Replications Replications
 
-	Plans Plans
-	Runs  Runs
+	Plans  Plans
+	Runs   Runs
+	Groups Groups
+}
+
+// Groups are replication groups.
+type Groups interface {
+	// ListGroups returns all groups, sorted by name.
+	ListGroups(ctx context.Context) (api.GroupList, error)
+	// GetGroup returns one group with its newest common moment and its points.
+	GetGroup(ctx context.Context, group string) (api.Group, error)
+	// ChangeGroup has items join or leave a group.
+	ChangeGroup(ctx context.Context, group string, change api.ChangeGroup) (api.Group, error)
+	// MakeGroupPoint starts the job that makes a recovery point of all its items.
+	MakeGroupPoint(ctx context.Context, group string, point api.MakePoint) (api.Job, error)
 }
 
 // Plans are recovery plans as texts.

@@ -226,6 +226,34 @@ func (g *fakeGateway) Mark(ctx context.Context, item, name string, c holdfast.Co
 	return g.mark(ctx, item, name, c)
 }
 
+// GroupPoint makes a recovery point of several items, and the vault know that
+// nothing was missed until then.
+func (g *fakeGateway) GroupPoint(ctx context.Context, p gateway.GroupPoint) (gateway.GroupPointReply, error) {
+	if err := g.ready(ctx); err != nil {
+		return gateway.GroupPointReply{}, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	at := time.Now().Truncate(time.Microsecond)
+	for _, item := range p.Items {
+		r := g.orders[item]
+		if r == nil {
+			return gateway.GroupPointReply{}, gateway.ErrUnknownOrder
+		}
+		pos, err := r.writer.Mark(vault.Mark{Kind: vault.MarkPoint, Name: p.Name, Group: p.Group, Consistency: vault.Consistency(p.Consistency)}, at)
+		if err == nil {
+			err = r.commit(ctx)
+		}
+		if err == nil {
+			err = r.stream.PutCanary(ctx, vault.Canary{Time: at, Timeline: r.order.Timeline, Position: pos, Confirmed: at})
+		}
+		if err != nil {
+			return gateway.GroupPointReply{}, err
+		}
+	}
+	return gateway.GroupPointReply{Time: at}, nil
+}
+
 func (g *fakeGateway) mark(ctx context.Context, item, name string, c holdfast.Consistency) (gateway.PointReply, error) {
 	if err := g.ready(ctx); err != nil {
 		return gateway.PointReply{}, err

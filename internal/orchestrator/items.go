@@ -98,7 +98,7 @@ func (c *Orchestrator) apiItem(ctx context.Context, it holdfast.Item, sites map[
 		State: string(it.State), Direction: string(it.Direction), Policy: apiPolicy(it.Policy),
 		Health:     api.Health{Level: string(it.Health()), Findings: []api.Finding{}},
 		Stream:     api.ItemStream{ID: it.Stream.String(), Timeline: uint32(it.Timeline), Generation: uint32(it.Generation)},
-		CurrentJob: it.CurrentJob, Version: it.Version, CreatedAt: it.CreatedAt, Allowed: []string{}, Blocked: []api.BlockedOperation{},
+		CurrentJob: it.CurrentJob, Group: it.Group, Version: it.Version, CreatedAt: it.CreatedAt, Allowed: []string{}, Blocked: []api.BlockedOperation{},
 	}
 	for _, d := range it.Disks {
 		out.Machine.Disks = append(out.Machine.Disks, api.MachineDisk{ID: d.ID, Size: d.Size, Boot: d.Boot})

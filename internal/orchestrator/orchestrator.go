@@ -73,6 +73,9 @@ type Gateway interface {
 	// Mark makes a recovery point of a consistency that the caller has brought
 	// about, placed on return, in the vault later.
 	Mark(ctx context.Context, item, name string, consistency holdfast.Consistency) (gateway.PointReply, error)
+	// GroupPoint makes a recovery point of several items that is one moment for all,
+	// placed on return, in the vault later.
+	GroupPoint(ctx context.Context, p gateway.GroupPoint) (gateway.GroupPointReply, error)
 }
 
 // Orders are what a gateway is to do, and how it fares.
@@ -172,7 +175,7 @@ func New(o Options) (*Orchestrator, error) {
 	c.engine = job.New(o.Jobs, job.Options{Logger: o.Logger, Now: o.Now, Hook: o.JobHook})
 	kinds := append(c.failoverKinds(), c.protectKind(), c.hydrateKind(), c.disableKind(), c.verifyKind(), c.commitKind(), c.undoKind(),
 		c.reprotectKind(), c.resyncKind(), c.testKind(), c.cleanUpKind(), c.pointKind(), c.disksKind(), c.pauseKind())
-	kinds = append(kinds, c.switchingKinds()...)
+	kinds = append(kinds, append(c.switchingKinds(), c.groupPointKind())...)
 	c.kinds = kinds
 	return c, c.engine.Register(kinds...)
 }

@@ -74,13 +74,14 @@ func historyOf(s *vault.Stream, tl holdfast.TimelineID) holdfast.History {
 		pos, err := s.Resolve(tl, at)
 		return pos, err == nil
 	}}
+	h.TimeOf = func(pos holdfast.Position) (time.Time, bool) { return s.TimeOf(tl, pos) }
 	for _, p := range s.Points(tl) {
 		h.Points = append(h.Points, holdfast.RecoveryPoint{
-			ID: p.ID, Name: p.Name, Timeline: tl, Position: p.Position, Time: p.Time, Consistency: holdfast.Consistency(p.Consistency),
+			ID: p.ID, Name: p.Name, Timeline: tl, Position: p.Position, Time: p.Time, Consistency: holdfast.Consistency(p.Consistency), Group: p.Group,
 		})
 	}
 	for _, r := range s.Ranges(tl) {
-		h.Ranges = append(h.Ranges, holdfast.PointRange{Timeline: tl, From: r.From, To: r.To, FromTime: r.FromTime, ToTime: r.ToTime})
+		h.Ranges = append(h.Ranges, holdfast.PointRange{Timeline: tl, From: r.From, To: r.To, FromTime: r.FromTime, ToTime: r.ToTime, Confirmed: r.Confirmed})
 	}
 	return h
 }

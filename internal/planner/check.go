@@ -24,7 +24,7 @@ func (p *Planner) CheckPlan(ctx context.Context, idOrName string, req api.RunPla
 	if err != nil {
 		return api.PlanCheck{}, err
 	}
-	members, err := p.members(ctx, in, pl, true)
+	members, err := p.members(ctx, in, pl, looking{checked: true})
 	if err != nil {
 		return api.PlanCheck{}, err
 	}

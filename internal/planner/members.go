@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/api"
@@ -57,15 +58,18 @@ type member struct {
 	Name     string       `json:"name,omitempty"` // how it will be called
 	Point    *api.Point   `json:"point,omitempty"`
 	RPO      *float64     `json:"rpo,omitempty"`
-	RTO      *float64     `json:"rto,omitempty"` // expected
+	RTO      *float64     `json:"rto,omitempty"`  // expected
+	With     string       `json:"with,omitempty"` // the replication group with which it shares the moment of Point
 	Tests    []string     `json:"tests,omitempty"`
+	group    string       // the item's replication group
 	findings []api.Finding
 }
 
 // resolve decides of every member whether it takes part and from which recovery
 // point, once.
 func (r *run) resolve(ctx context.Context) error {
-	members, err := r.p.members(ctx, r.in, r.plan, r.in.Request.Option != "" && r.in.Request.Option != api.OptionLatest || r.in.Kind == plan.Planned)
+	option := r.in.Request.Option
+	members, err := r.p.members(ctx, r.in, r.plan, looking{checked: option != "" && option != api.OptionLatest || r.in.Kind == plan.Planned, fresh: true})
 	if err != nil {
 		return err
 	}
@@ -107,9 +111,14 @@ func pointText(p api.Point) string {
 	return fmt.Sprintf("recovery point %s of %s, %s consistent", p.ID, p.Time.UTC().Format("2006-01-02 15:04:05.000 MST"), p.Consistency)
 }
 
-// members decides of every machine of a plan what a run does with it. Checked:
-// what the items' own checks find is part of it, and the recovery points.
-func (p *Planner) members(ctx context.Context, in runInput, pl *plan.Plan, checked bool) ([]member, error) {
+// looking says how closely it is looked at the members.
+type looking struct {
+	checked bool // what the items' own checks find is part of it, and the recovery points
+	fresh   bool // a common moment is made of what was received
+}
+
+// members decides of every machine of a plan what a run does with it.
+func (p *Planner) members(ctx context.Context, in runInput, pl *plan.Plan, look looking) ([]member, error) {
 	items, err := p.opts.Items.ListItems(ctx)
 	if err != nil {
 		return nil, err
@@ -120,30 +129,100 @@ func (p *Planner) members(ctx context.Context, in runInput, pl *plan.Plan, check
 			out = append(out, p.decide(ctx, in, g.Name, m, items))
 		}
 	}
-	wait, ctx := errgroup.WithContext(ctx)
-	wait.SetLimit(pl.Bounded())
-	for i := range out { // each has its own
-		wait.Go(func() error { return p.lookAgain(ctx, in, &out[i], checked) })
+	each := func(f func(context.Context, runInput, *member) error) error {
+		wait, ctx := errgroup.WithContext(ctx)
+		wait.SetLimit(pl.Bounded())
+		for i := range out { // each has its own
+			wait.Go(func() error { return f(ctx, in, &out[i]) })
+		}
+		return wait.Wait()
 	}
-	return out, wait.Wait()
+	if err := each(p.lookAgain); err != nil {
+		return nil, err
+	}
+	if err := p.common(ctx, in, out, look.fresh); err != nil {
+		return nil, err
+	}
+	if look.checked {
+		return out, each(p.check)
+	}
+	return out, nil
 }
 
 // lookAgain decides anew of a machine that cannot take part as its item was seen
-// last, and has one that can checked if that is wanted.
-func (p *Planner) lookAgain(ctx context.Context, in runInput, m *member, checked bool) error {
-	if m.Fate == memberFail && m.ID != "" {
-		it, err := p.opts.Items.GetItem(ctx, m.ID)
-		if err != nil && ctx.Err() != nil {
-			return err
-		}
-		if err == nil {
-			*m = p.decide(ctx, in, m.Group, m.Machine, []api.Item{it})
-		}
-	}
-	if !checked || m.Fate != memberGo || in.Kind == plan.CleanUp {
+// last.
+func (p *Planner) lookAgain(ctx context.Context, in runInput, m *member) error {
+	if m.Fate != memberFail || m.ID == "" {
 		return nil
 	}
-	return p.check(ctx, in, m)
+	it, err := p.opts.Items.GetItem(ctx, m.ID)
+	if err != nil {
+		return ctx.Err() // what was seen last must do
+	}
+	*m = p.decide(ctx, in, m.Group, m.Machine, []api.Item{it})
+	return nil
+}
+
+// common gives the members of each replication group points that are one moment
+// for all of them, in an unplanned run and a test. A planned run needs none: all
+// machines are off before the first is brought over.
+func (p *Planner) common(ctx context.Context, in runInput, members []member, fresh bool) error {
+	option := orElse(in.Request.Option, api.OptionLatest)
+	multi := option == api.OptionLatestMulti || option == api.OptionLatestMultiApp
+	groups := map[string][]int{}
+	for i, m := range members {
+		if m.group != "" && m.Fate == memberGo {
+			groups[m.group] = append(groups[m.group], i)
+		}
+	}
+	if multi && len(groups) == 0 {
+		return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "run plan", Thing: in.Name, Cause: "none of its machines that take part is in a replication group",
+			Hint: "Choose another option, or make a group: holdfast group add GROUP ITEM ITEM"}
+	}
+	moves := in.Kind == plan.Unplanned && in.Direction == plan.ToRecovery || in.Kind == plan.Test
+	if !moves || option == api.OptionLatestApp || in.Request.PerMachine && !multi {
+		return nil
+	}
+	for group, of := range groups {
+		if err := p.commonOf(ctx, in, members, commonOf{group, of, option, fresh}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// commonOf is a replication group for which a common moment is sought.
+type commonOf struct {
+	group  string
+	of     []int // its members, by index
+	option string
+	fresh  bool
+}
+
+func (p *Planner) commonOf(ctx context.Context, in runInput, members []member, g commonOf) error {
+	var ids []string
+	for _, i := range g.of {
+		ids = append(ids, members[i].ID)
+	}
+	moment, err := p.opts.Groups.CommonPoint(ctx, ids, api.CommonPoint{Time: in.Request.Time, App: g.option == api.OptionLatestMultiApp,
+		Fresh: g.fresh && g.option == api.OptionLatest})
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil && in.Request.PerMachine:
+		return nil
+	}
+	for _, i := range g.of {
+		m := &members[i]
+		if m.With = g.group; err != nil {
+			m.Fate, m.Reason, m.NextStep = memberFail, err.Error(), holdfast.HintOf(err)
+			continue
+		}
+		if point, ok := moment.Points[m.ID]; ok {
+			m.Point = &point
+		}
+	}
+	return nil
 }
 
 // decide says what a run does with one machine, from what is known of its item.
@@ -154,7 +233,7 @@ func (p *Planner) decide(ctx context.Context, in runInput, group string, m plan.
 		out.Reason, out.NextStep = "there is no such item", "Protect that machine, or take it out of the plan"
 		return out
 	}
-	out.Item, out.ID = it.Name, it.ID
+	out.Item, out.ID, out.group = it.Name, it.ID, it.Group
 	to := it.RecoverySite
 	if in.Direction == plan.ToPrimary {
 		to = it.PrimarySite
@@ -206,12 +285,22 @@ func (p *Planner) testsOf(ctx context.Context, planID string, it api.Item) []str
 
 // check asks the item's own checks, and takes the recovery point from there.
 func (p *Planner) check(ctx context.Context, in runInput, m *member) error {
+	if m.Fate != memberGo || in.Kind == plan.CleanUp {
+		return nil
+	}
 	req := api.CheckOperation{Operation: operation(in.Kind, in.Direction), Option: in.Request.Option, Time: in.Request.Time, Name: m.Machine.Name, Network: m.Machine.TestNetwork}
 	if in.Kind == plan.Test {
 		req.Name = ""
 	}
-	if req.Option == "" && (in.Kind.Moves() || in.Kind == plan.Test) {
+	switch common := m.Point; {
+	case common != nil:
+		req.Option, req.Point, req.Timeline, req.Time = api.OptionPoint, orElse(common.ID, common.Position), common.Timeline, time.Time{}
+	case req.Option == "" && (in.Kind.Moves() || in.Kind == plan.Test):
 		req.Option = api.OptionLatest
+	case req.Option == api.OptionLatestMulti: // it is in no group
+		req.Option = api.OptionLatestProcessed
+	case req.Option == api.OptionLatestMultiApp:
+		req.Option = api.OptionLatestApp
 	}
 	c, err := p.opts.Items.CheckOperation(ctx, m.ID, req)
 	var known *holdfast.Error

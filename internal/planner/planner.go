@@ -88,6 +88,12 @@ type Switches interface {
 	PowerOnMachine(ctx context.Context, item string) (api.Job, error)
 }
 
+// Groups choose recovery points of several items that are one moment for all.
+type Groups interface {
+	// CommonPoint fails with kind not_found if there is none.
+	CommonPoint(ctx context.Context, items []string, req api.CommonPoint) (api.CommonMoment, error)
+}
+
 // Guests reach into machines through their guest agents. Test is the handle of a
 // test failover, whose machine is meant then, or empty.
 type Guests interface {
@@ -106,6 +112,7 @@ type Options struct {
 	Operations Operations
 	Tests      Tests
 	Switches   Switches
+	Groups     Groups
 	Guests     Guests // nil: guest agents cannot be reached
 	// Scripts and Secrets are the directories of the scripts that plans may run
 	// and of the files that they may read secrets from; empty: none.

@@ -210,11 +210,11 @@ func (s *Stream) thin(parts []part, ranges []Range) []Range {
 				continue
 			}
 			if r.From < lo {
-				out = append(out, Range{From: r.From, To: lo - 1, FromTime: r.FromTime, ToTime: partOf(parts, lo-1).t.timeOf(lo - 1)})
+				out = append(out, Range{From: r.From, To: lo - 1, FromTime: r.FromTime, ToTime: partOf(parts, lo-1).t.timeOf(lo - 1), Confirmed: r.Confirmed, Open: r.Open})
 			}
 			for _, x := range k.Positions {
 				if lo <= x.Position && x.Position <= hi {
-					out = append(out, Range{From: x.Position, To: x.Position, FromTime: x.Time, ToTime: x.Time})
+					out = append(out, Range{From: x.Position, To: x.Position, FromTime: x.Time, ToTime: x.Time, Confirmed: r.Confirmed, Open: r.Open})
 				}
 			}
 			if r.From = hi + 1; hi == k.Upto {

@@ -40,6 +40,12 @@ type Mark struct {
 	Kind        MarkKind    `json:"kind"`
 	Name        string      `json:"name,omitempty"`
 	Consistency Consistency `json:"consistency,omitempty"`
+	// Confirmed, of a MarkInconsistent, is until when the source is known to have
+	// missed nothing, which may be a moment before the mark. Zero: not known.
+	Confirmed time.Time `json:"confirmed,omitzero"`
+	// Group, of a MarkPoint, is the same for points of several streams that are one
+	// moment.
+	Group string `json:"group,omitempty"`
 }
 
 // placedMark is a mark and where it is.
@@ -51,7 +57,7 @@ type placedMark struct {
 
 // point returns a mark of kind MarkPoint as a recovery point.
 func (m placedMark) point() Point {
-	return Point{ID: "p" + m.pos.String(), Name: m.Name, Position: m.pos, Time: m.at, Consistency: m.Consistency}
+	return Point{ID: "p" + m.pos.String(), Name: m.Name, Position: m.pos, Time: m.at, Consistency: m.Consistency, Group: m.Group}
 }
 
 // Point is a recovery point.
@@ -61,12 +67,18 @@ type Point struct {
 	Position    holdfast.Position
 	Time        time.Time
 	Consistency Consistency
+	Group       string // see Mark
 }
 
 // Range is a stretch of a timeline in which every position is crash-consistent.
 type Range struct {
 	From, To         holdfast.Position
 	FromTime, ToTime time.Time
+	// Confirmed is until when, within the range, the source is known to have missed
+	// nothing: up to then the range can be seen beside those of other streams of the
+	// same gateway. Zero: not known, or only the canary knows, if Open.
+	Confirmed time.Time
+	Open      bool // the range goes on, as far as the vault knows
 }
 
 // part is a timeline as far as a younger one has it as its past.
@@ -160,10 +172,10 @@ func (s *Stream) ranges(tl holdfast.TimelineID) []Range {
 func (s *Stream) stretches(parts []part) []Range {
 	var out []Range
 	open := false
-	end := func(pos holdfast.Position, at time.Time) {
+	end := func(pos holdfast.Position, at, confirmed time.Time) {
 		if open {
 			r := &out[len(out)-1]
-			r.To, r.ToTime, open = pos, at, false
+			r.To, r.ToTime, r.Confirmed, open = pos, at, confirmed, false
 		}
 	}
 	var last holdfast.Position
@@ -172,7 +184,7 @@ func (s *Stream) stretches(parts []part) []Range {
 	for _, p := range parts {
 		// Nobody has noted a consistent moment with other disks yet.
 		if now := s.disksOf(p.t.desc.ID); disks == nil || !slices.Equal(disks, now) {
-			end(last, lastAt)
+			end(last, lastAt, time.Time{})
 			disks = now
 		}
 		for _, m := range p.t.marks {
@@ -185,14 +197,17 @@ func (s *Stream) stretches(parts []part) []Range {
 					out, open = append(out, Range{From: m.pos, FromTime: m.at}), true
 				}
 			case MarkInconsistent:
-				end(m.pos, m.at)
+				end(m.pos, m.at, m.Confirmed)
 			}
 		}
 		if p.to > last {
 			last, lastAt = p.to, p.t.timeOf(p.to)
 		}
 	}
-	end(last, lastAt)
+	if open {
+		end(last, lastAt, time.Time{})
+		out[len(out)-1].Open = true
+	}
 	return out
 }
 
@@ -211,6 +226,17 @@ func (t *timeline) timeOf(pos holdfast.Position) time.Time {
 		return t.segs[i].Header.FirstTime
 	}
 	return es[k-1].Time
+}
+
+// TimeOf returns the time of a position of a timeline or of its past.
+func (s *Stream) TimeOf(tl holdfast.TimelineID, pos holdfast.Position) (time.Time, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	parts, _ := s.lineage(tl)
+	if len(parts) == 0 {
+		return time.Time{}, false
+	}
+	return partOf(parts, pos).t.timeOf(pos), true
 }
 
 // Resolve returns the newest crash-consistent position of a timeline at or

@@ -188,6 +188,9 @@ type Canary struct {
 	Timeline holdfast.TimelineID `json:"timeline"`
 	Seq      uint64              `json:"seq"`
 	Position holdfast.Position   `json:"position"`
+	// Confirmed is until when the source is known to have missed nothing. Zero: not
+	// known.
+	Confirmed time.Time `json:"confirmed,omitzero"`
 }
 
 // canaryDocument is the object `streams/ID/canary`.

@@ -1,0 +1,108 @@
+package gateway
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-dr/holdfast/internal/vfs"
+)
+
+// clock gives the writes of all streams of a gateway their times, in
+// microseconds: never one that is earlier than another that was given before, by
+// this process or one before it. So what a machine writes because of what another
+// has written is never given an earlier time, and all streams up to one time are
+// one moment, with no pause: the order of times is an order in which the writes of
+// all machines could have happened.
+//
+// While the host's clock is behind, the time stands still.
+type clock struct {
+	wall  func() time.Time
+	last  atomic.Int64 // the newest time that was given
+	limit atomic.Int64 // no time above it is given before a later one is kept
+	file  vfs.File
+	boot  [16]byte
+}
+
+const (
+	// clockFile keeps the newest time, so that the next process begins after it.
+	clockFile = "clock"
+	// clockKeep is how often it is kept, clockAhead by how much times may be ahead
+	// of what is kept.
+	clockKeep  = 200 * time.Millisecond
+	clockAhead = 2 * time.Second
+)
+
+// openClock goes on where an earlier process stopped.
+func openClock(f vfs.FS, dir string, wall func() time.Time) (*clock, error) {
+	c := &clock{wall: wall}
+	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
+		copy(c.boot[:], strings.ReplaceAll(string(id), "-", ""))
+	}
+	name := path.Join(dir, clockFile)
+	file, err := f.OpenRW(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		file, err = f.Create(name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open clock: %w", err)
+	}
+	c.file = file
+	var b [32]byte
+	if _, err := file.ReadAt(b[:], 0); err == nil {
+		kept := int64(binary.LittleEndian.Uint64(b[:8]))
+		since := clockAhead // on another day of the host, at most so much was given after it
+		if up := uptime() - int64(binary.LittleEndian.Uint64(b[8:16])); [16]byte(b[16:]) == c.boot && up >= 0 {
+			since = min(since, time.Duration(up)*time.Microsecond)
+		}
+		c.last.Store(kept + since.Microseconds())
+	}
+	c.limit.Store(max(c.last.Load(), wall().UnixMicro()))
+	return c, c.keep()
+}
+
+// uptime is how long the host has been up, in microseconds.
+func uptime() int64 {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0
+	}
+	return ts.Nano() / 1000
+}
+
+// Now returns the time. It never waits.
+func (c *clock) Now() time.Time {
+	for {
+		last := c.last.Load()
+		now := min(c.wall().UnixMicro(), c.limit.Load())
+		if now <= last {
+			return time.UnixMicro(last)
+		}
+		if c.last.CompareAndSwap(last, now) {
+			return time.UnixMicro(now)
+		}
+	}
+}
+
+// keep keeps the newest time, not synced: with the host's memory, the machines
+// are lost as well.
+func (c *clock) keep() error {
+	now := max(c.last.Load(), c.wall().UnixMicro())
+	var b [32]byte
+	binary.LittleEndian.PutUint64(b[:8], uint64(now))
+	binary.LittleEndian.PutUint64(b[8:16], uint64(uptime()))
+	copy(b[16:], c.boot[:])
+	if _, err := c.file.WriteAt(b[:], 0); err != nil {
+		return fmt.Errorf("keep clock: %w", err)
+	}
+	c.limit.Store(now + clockAhead.Microseconds())
+	return nil
+}

@@ -25,7 +25,7 @@ import (
 //
 // While the host's clock is behind, the time stands still.
 type clock struct {
-	wall  func() time.Time
+	host  hostClock
 	last  atomic.Int64 // the newest time that was given
 	limit atomic.Int64 // no time above it is given before a later one is kept
 	file  vfs.File
@@ -41,11 +41,21 @@ const (
 	clockAhead = 2 * time.Second
 )
 
+// hostClock is the host's time, which somebody may set back, and for how long the
+// host has been up.
+type hostClock struct {
+	wall func() time.Time
+	up   func() time.Duration
+}
+
 // openClock goes on where an earlier process stopped.
-func openClock(f vfs.FS, dir string, wall func() time.Time) (*clock, error) {
-	c := &clock{wall: wall}
+func openClock(f vfs.FS, dir string, host hostClock) (*clock, error) {
+	c := &clock{host: host}
 	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
 		copy(c.boot[:], strings.ReplaceAll(string(id), "-", ""))
+	}
+	if err := f.MkdirAll(dir); err != nil {
+		return nil, fmt.Errorf("open clock: %w", err)
 	}
 	name := path.Join(dir, clockFile)
 	file, err := f.OpenRW(name)
@@ -60,29 +70,29 @@ func openClock(f vfs.FS, dir string, wall func() time.Time) (*clock, error) {
 	if _, err := file.ReadAt(b[:], 0); err == nil {
 		kept := int64(binary.LittleEndian.Uint64(b[:8]))
 		since := clockAhead // on another day of the host, at most so much was given after it
-		if up := uptime() - int64(binary.LittleEndian.Uint64(b[8:16])); [16]byte(b[16:]) == c.boot && up >= 0 {
-			since = min(since, time.Duration(up)*time.Microsecond)
+		if up := host.up() - time.Duration(binary.LittleEndian.Uint64(b[8:16])); [16]byte(b[16:]) == c.boot && up >= 0 {
+			since = min(since, up)
 		}
 		c.last.Store(kept + since.Microseconds())
 	}
-	c.limit.Store(max(c.last.Load(), wall().UnixMicro()))
+	c.limit.Store(max(c.last.Load(), host.wall().UnixMicro()))
 	return c, c.keep()
 }
 
-// uptime is how long the host has been up, in microseconds.
-func uptime() int64 {
+// uptime is how long the host has been up.
+func uptime() time.Duration {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
 		return 0
 	}
-	return ts.Nano() / 1000
+	return time.Duration(ts.Nano())
 }
 
 // Now returns the time. It never waits.
 func (c *clock) Now() time.Time {
 	for {
 		last := c.last.Load()
-		now := min(c.wall().UnixMicro(), c.limit.Load())
+		now := min(c.host.wall().UnixMicro(), c.limit.Load())
 		if now <= last {
 			return time.UnixMicro(last)
 		}
@@ -95,10 +105,10 @@ func (c *clock) Now() time.Time {
 // keep keeps the newest time, not synced: with the host's memory, the machines
 // are lost as well.
 func (c *clock) keep() error {
-	now := max(c.last.Load(), c.wall().UnixMicro())
+	now := max(c.last.Load(), c.host.wall().UnixMicro())
 	var b [32]byte
 	binary.LittleEndian.PutUint64(b[:8], uint64(now))
-	binary.LittleEndian.PutUint64(b[8:16], uint64(uptime()))
+	binary.LittleEndian.PutUint64(b[8:16], uint64(c.host.up()))
 	copy(b[16:], c.boot[:])
 	if _, err := c.file.WriteAt(b[:], 0); err != nil {
 		return fmt.Errorf("keep clock: %w", err)

@@ -65,7 +65,7 @@ func NewIngest(o IngestOptions) *Ingest {
 // Run serves the control socket until ctx ends, and then ends every stream.
 // What was acknowledged stays in the journals.
 func (g *Ingest) Run(ctx context.Context, control net.Listener) error {
-	clock, err := openClock(g.fs, g.opts.Dir, time.Now)
+	clock, err := openClock(g.fs, g.opts.Dir, hostClock{time.Now, uptime})
 	if err != nil {
 		return err
 	}

@@ -59,10 +59,11 @@ type worldOptions struct {
 	sizeMB      int    // default 256
 	sparseGB    int    // grow the disk to so much, unused
 	serverFlags []string
-	second      int64  // bytes of a second, raw disk
-	vaultSize   string // the vault is a file system of so much, which only the server and its gateway see; needs root
-	cmdline     string // of the guest's kernel
-	postgres    bool   // the guest's load is PostgreSQL
+	second      int64    // bytes of a second, raw disk
+	vaultSize   string   // the vault is a file system of so much, which only the server and its gateway see; needs root
+	cmdline     string   // of the guest's kernel
+	postgres    bool     // the guest's load is PostgreSQL
+	extra       []string // more arguments of the guest's QEMU
 }
 
 // newWorld builds a guest, starts it, and starts the server.
@@ -106,7 +107,7 @@ func newWorld(t *testing.T, o worldOptions) *world {
 	if o.sparseGB > 0 {
 		w.must(exec.Command("qemu-img", "resize", "-q", "-f", o.format, w.disk, fmt.Sprintf("%dG", o.sparseGB)).Run())
 	}
-	m := lab.Machine{Name: machine, Disk: w.disk, Format: o.format, TestMonitor: w.extra}
+	m := lab.Machine{Name: machine, Disk: w.disk, Format: o.format, TestMonitor: w.extra, Extra: o.extra}
 	if o.second > 0 {
 		m.Second = filepath.Join(l.Primary, "second.raw")
 		w.must(os.WriteFile(m.Second, nil, 0o644))

@@ -222,6 +222,8 @@ type Machine struct {
 	Second string
 	// TestMonitor is a further monitor socket, for a test's own use.
 	TestMonitor string
+	// Extra are more arguments of its QEMU.
+	Extra []string
 	// Agent is the socket of the machine's guest agent; empty: none.
 	Agent string
 }
@@ -245,7 +247,10 @@ func (l *Lab) AddMachine(m Machine) error {
 		def["agent"] = m.Agent
 	}
 	if m.TestMonitor != "" {
-		def["extra"] = []string{"-qmp", "unix:" + m.TestMonitor + ",server=on,wait=off"}
+		m.Extra = append(m.Extra, "-qmp", "unix:"+m.TestMonitor+",server=on,wait=off")
+	}
+	if len(m.Extra) > 0 {
+		def["extra"] = m.Extra
 	}
 	b, err := json.MarshalIndent(def, "", "  ")
 	if err != nil {

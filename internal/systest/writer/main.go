@@ -1,12 +1,13 @@
 // Command writer is the load inside the test guest: a static program that
 // writes numbered records to files or numbered blocks to a raw disk, tells on
 // its standard output what is durable, and checks what it finds after a crash.
-// It needs no network.
+// Only chain needs a network.
 //
 //	writer write  [-a FILE] [-b FILE] [-rate N] [-ratefile FILE]
 //	writer verify [-a FILE] [-b FILE]
 //	writer seqdev   -dev DISK [-threads N] [-seconds N]
 //	writer seqcheck -dev DISK [-threads N]
+//	writer chain    -dev DISK [-prev IF,ADDR] [-next IF,ADDR,PEER]
 //	writer bench    -dev DISK [-bs BYTES] [-qd N] [-seconds N] [-sequential] [-read]
 package main
 
@@ -26,10 +27,10 @@ func main() {
 
 func run(args []string) error {
 	modes := map[string]func(*flag.FlagSet, []string) error{
-		"write": runWrite, "verify": runVerify, "seqdev": runSequence, "seqcheck": runCheck, "bench": runBench,
+		"write": runWrite, "verify": runVerify, "seqdev": runSequence, "seqcheck": runCheck, "bench": runBench, "chain": runChain,
 	}
 	if len(args) == 0 || modes[args[0]] == nil {
-		return fmt.Errorf("usage: writer write|verify|seqdev|seqcheck|bench, not %q", strings.Join(args, " "))
+		return fmt.Errorf("usage: writer write|verify|seqdev|seqcheck|bench|chain, not %q", strings.Join(args, " "))
 	}
 	return modes[args[0]](flag.NewFlagSet(args[0], flag.ContinueOnError), args[1:])
 }

@@ -159,6 +159,12 @@ func (in *ingest) Connection(_ context.Context, disk string) (capture.Connection
 	return capture.Connection{Epoch: m.epoch, Connected: m.conn != nil, Ready: true, At: time.Now()}, nil
 }
 
+func (in *ingest) lastConfirmed() time.Time {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.confirmed
+}
+
 func (in *ingest) Confirm(_ context.Context, at time.Time, epochs map[string]uint64) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()

@@ -162,6 +162,8 @@ func (l *lab) awaitSync() {
 		}
 		return l.mirror.State().Mode() == capture.ModeContinuous
 	})
+	now := time.Now()
+	l.eventually("it is confirmed that nothing was missed", func() bool { return l.in.lastConfirmed().After(now) })
 }
 
 func (l *lab) awaitMode(mode capture.Mode) {

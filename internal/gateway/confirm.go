@@ -30,6 +30,7 @@ const confirmFile = "confirmed"
 // confirm notes that nothing was missed until a time of this gateway's clock, if
 // the connections are still those of the epochs.
 func (s *stream) confirm(at time.Time, epochs map[string]uint64) error {
+	at = at.Truncate(time.Microsecond)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, d := range s.disks {

@@ -84,6 +84,7 @@ func (g *Ingest) handleGroup(mux *http.ServeMux) {
 // markAll puts a mark of one time in several streams, while none of them takes a
 // write: for as long as that takes, which is microseconds.
 func (g *Ingest) markAll(req groupRequest) (time.Time, error) {
+	req.Streams = slices.Clone(req.Streams)
 	slices.SortFunc(req.Streams, func(a, b holdfast.StreamID) int { return strings.Compare(a.String(), b.String()) }) // so that no two wait for each other
 	req.Streams = slices.Compact(req.Streams)
 	var all []*served

@@ -115,11 +115,18 @@ func withTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, defaultTimeout)
 }
 
+// maxStale is how many messages for another client may come before the greeting.
+const maxStale = 1000
+
 // negotiate reads the greeting and starts the reader.
 func (c *Client) negotiate(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })
 	r := newLineReader(c.conn)
 	hello, err := r.next()
+	// What QEMU could not tell the client before, it tells this one, first.
+	for stale := 0; err == nil && hello.Greeting == nil && stale < maxStale; stale++ {
+		hello, err = r.next()
+	}
 	if !stop() {
 		return fmt.Errorf("no greeting: %w", context.Cause(ctx))
 	}

@@ -124,3 +124,20 @@ func TestDialRefusesStrangers(t *testing.T) {
 		t.Errorf("silent monitor: got %v, want a time-out", err)
 	}
 }
+
+// TestStaleMessages connects to a monitor that first says what the client before
+// did not read any more.
+func TestStaleMessages(t *testing.T) {
+	t.Parallel()
+	sock := fakeMonitor(t, func(r *bufio.Reader, w io.Writer) {
+		io.WriteString(w, `{"timestamp": {"seconds": 1}, "event": "BLOCK_JOB_READY", "data": {}}`+"\n"+`{"return": {}, "id": 7}`+"\n")
+		accept(r, w)
+	})
+	c, err := qemu.Dial(t.Context(), sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -176,6 +176,8 @@ type Machines struct {
 	// PrimaryEqual is what the disks of the machine at the primary site are equal
 	// to; nil: not known, or it works.
 	PrimaryEqual *StreamPosition `json:"primary_equal,omitempty"`
+	// Networks are what the last failover was told to put in the place of networks.
+	Networks map[string]string `json:"networks,omitempty"`
 }
 
 // Replication is what an item's machine is replicated as.

@@ -138,14 +138,15 @@ type Protect struct {
 
 // Failover asks for an item to be brought up at the other site.
 type Failover struct {
-	Option         string    `json:"option" enum:"latest,latest_processed,latest_app,point,time" doc:"Which recovery point"`
-	Point          string    `json:"point,omitempty" maxLength:"128" doc:"With option point: its id or name, or a position of 16 hexadecimal digits"`
-	Timeline       uint32    `json:"timeline,omitempty" doc:"With a position: its timeline; 0 for the present one"`
-	Time           time.Time `json:"time,omitzero" doc:"With option time: the newest consistent position at or before this"`
-	Planned        bool      `json:"planned,omitempty" doc:"Shut the source down cleanly, bring over the rest, compare, and only then fail over: nothing is lost, or it does not happen"`
-	ShutdownSource bool      `json:"shutdown_source" doc:"Ask the source machine to shut down first, so that nothing is lost; it is no error if it does not answer"`
-	TargetName     string    `json:"target_name,omitempty" maxLength:"64" pattern:"^([A-Za-z0-9][A-Za-z0-9._-]*)?$" doc:"The recovered machine's name; the source machine's if empty"`
-	IfVersion      int64     `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
+	Option         string            `json:"option" enum:"latest,latest_processed,latest_app,point,time" doc:"Which recovery point"`
+	Point          string            `json:"point,omitempty" maxLength:"128" doc:"With option point: its id or name, or a position of 16 hexadecimal digits"`
+	Timeline       uint32            `json:"timeline,omitempty" doc:"With a position: its timeline; 0 for the present one"`
+	Time           time.Time         `json:"time,omitzero" doc:"With option time: the newest consistent position at or before this"`
+	Planned        bool              `json:"planned,omitempty" doc:"Shut the source down cleanly, bring over the rest, compare, and only then fail over: nothing is lost, or it does not happen"`
+	ShutdownSource bool              `json:"shutdown_source" doc:"Ask the source machine to shut down first, so that nothing is lost; it is no error if it does not answer"`
+	Networks       map[string]string `json:"networks,omitempty" doc:"By network of the source: the network of the other site that takes its place; others keep their names"`
+	TargetName     string            `json:"target_name,omitempty" maxLength:"64" pattern:"^([A-Za-z0-9][A-Za-z0-9._-]*)?$" doc:"The recovered machine's name; the source machine's if empty"`
+	IfVersion      int64             `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
 }
 
 // The options of a failover.

@@ -13,6 +13,7 @@ import (
 type failoverOptions struct {
 	choosing
 	name                    string
+	networks                map[string]string
 	shutdownSource, planned bool
 	operating
 }
@@ -55,6 +56,7 @@ machine starts, and one that comes back later within seconds.`,
 	fs := cmd.Flags()
 	o.choosing.flags(fs)
 	fs.BoolVar(&o.planned, "planned", false, "lose nothing: shut the source down, bring over the rest, compare; stop if that cannot be")
+	fs.StringToStringVar(&o.networks, "map-network", nil, "FROM=TO: a network of the other site in the place of one of the source; can be repeated")
 	fs.BoolVar(&o.shutdownSource, "shutdown-source", false, "shut the source machine down first")
 	fs.StringVar(&o.name, "name", "", "the recovered machine's name; the source machine's if not given")
 	o.operating.flags(fs)
@@ -63,7 +65,7 @@ machine starts, and one that comes back later within seconds.`,
 
 // request returns what the flags ask for.
 func (o *failoverOptions) request(now time.Time) (api.Failover, error) {
-	f := api.Failover{Option: strings.ReplaceAll(o.option, "-", "_"), Point: o.point, Timeline: o.timeline, ShutdownSource: o.shutdownSource, Planned: o.planned, TargetName: o.name}
+	f := api.Failover{Option: strings.ReplaceAll(o.option, "-", "_"), Point: o.point, Timeline: o.timeline, ShutdownSource: o.shutdownSource, Planned: o.planned, TargetName: o.name, Networks: o.networks}
 	given := 0
 	for _, s := range []string{o.option, o.point, o.at} {
 		if s != "" {

@@ -47,13 +47,14 @@ holdfast test-failover clean-up. With --timeline you look into another timeline;
 				req.Verify = &v
 			}
 			check := point.check(f)
-			check.Name, check.Network = req.Name, req.Network
+			check.Name, check.Network, check.Networks = req.Name, req.Network, req.Networks
 			return a.operate(cmd, args[0], o, operation{name: "test_failover", path: "test-failover", body: req, check: check})
 		},
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&req.Name, "name", "", "the test machine's name; made from the item's if not given")
 	fs.StringVar(&req.Network, "network", "", "a network of the site; without it the machine is isolated")
+	fs.StringToStringVar(&req.Networks, "map-network", nil, "FROM=TO: a network of the site for the cards on one of the source; all others have no way out; can be repeated")
 	fs.BoolVar(&v.Agent, "agent", false, "wait until its guest agent answers")
 	fs.StringVar(&v.Serial, "serial", "", "wait until its serial console shows this regular expression")
 	fs.BoolVar(&v.Ping, "ping", false, "wait until it answers a ping (under libvirt, with --network)")

@@ -42,6 +42,7 @@ func (c *Orchestrator) failoverDefine(ctx context.Context, r *failoverRun) error
 	if err != nil {
 		return err
 	}
+	rec.Networks = r.in.Networks
 	return c.withSite(ctx, r.in.To, func(site holdfast.Site, s *provider.Site) error {
 		id, err := s.Target.Define(ctx, rec)
 		if errors.Is(err, provider.ErrNameTaken) {

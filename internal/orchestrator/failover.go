@@ -42,6 +42,7 @@ type failoverInput struct {
 	Shutdown    bool                  `json:"shutdown"`
 	TargetName  string                `json:"target_name"`
 	Network     string                `json:"network,omitempty"` // of a test, for a dry run
+	Networks    map[string]string     `json:"networks,omitempty"`
 	RequestedAt time.Time             `json:"requested_at"`
 	Handle      string                `json:"handle"` // of the machine, should it be made anew
 	// Keep and Discard say what becomes of writes that the vault has not.
@@ -94,7 +95,7 @@ type jobResult struct {
 
 // FailoverItem starts the job that runs the item's machine at the other site.
 func (c *Orchestrator) FailoverItem(ctx context.Context, idOrName string, req api.Failover) (api.Job, error) {
-	in := failoverInput{Operation: holdfast.OpFailover, Shutdown: req.ShutdownSource, TargetName: req.TargetName,
+	in := failoverInput{Operation: holdfast.OpFailover, Shutdown: req.ShutdownSource, TargetName: req.TargetName, Networks: req.Networks,
 		Request: pointRequest(req.Option, req.Point, req.Timeline, req.Time)}
 	if req.Planned {
 		in.Operation = holdfast.OpPlannedFailover
@@ -137,6 +138,7 @@ func (c *Orchestrator) startFailover(ctx context.Context, idOrName string, ifVer
 	status, before := it.Status, it.State
 	if it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
 		i.Status, before = status, i.State
+		i.Networks = in.Networks
 		return i.Apply(in.Operation)
 	}); err != nil {
 		return api.Job{}, err
@@ -161,7 +163,7 @@ func (c *Orchestrator) hasPoint(ctx context.Context, it holdfast.Item, req holdf
 func completeFailover(it holdfast.Item, in failoverInput) failoverInput {
 	in.Item, in.From, in.To = it.ID, it.ActiveSite(), it.TargetSite()
 	if in.Operation == holdfast.OpChangePoint {
-		in.From, in.To = it.TargetSite(), it.ActiveSite()
+		in.From, in.To, in.Networks = it.TargetSite(), it.ActiveSite(), it.Networks
 	}
 	if in.TargetName == "" {
 		if in.TargetName = it.CopyAt(in.To).Name; in.TargetName == "" {
@@ -295,6 +297,9 @@ func (c *Orchestrator) checkTarget(ctx context.Context, r *failoverRun, rec hold
 			Cause: "its provider cannot run recovered machines", Hint: "Protect the machine with another recovery site"}
 	}
 	if err := fitsAt(r.item, rec, s); err != nil {
+		return err
+	}
+	if err := c.checkNetworks(ctx, s, rec, "", r.in.Networks); err != nil {
 		return err
 	}
 	return c.nameFree(ctx, s, rec, r.in.TargetName)

@@ -8,7 +8,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -555,46 +554,5 @@ func TestPlanApply(t *testing.T) {
 	}
 	if all, err := r.plans.ListPlans(t.Context()); err != nil || len(all.Plans) != 0 || len(all.Unplanned) != 3 {
 		t.Errorf("plans are %+v, %v", all, err)
-	}
-}
-
-// TestPlanOfManyMachines brings 500 machines over in ten groups: in under a
-// minute, which is our own overhead, for these sites take no time.
-func TestPlanOfManyMachines(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes half a minute")
-	}
-	const groups, each = 10, 50
-	r := newRigAt(t, 500*time.Millisecond)
-	text := "name: shop\nat_once: 32\ngroups:\n"
-	for g := range groups {
-		text += fmt.Sprintf("  - name: g%d\n    machines:\n", g)
-		for n := range each {
-			name := fmt.Sprintf("m%d-%d", g, n)
-			m := providertest.FakeMachine(name, name)
-			m.Disks = []provider.Disk{{ID: "vda", Size: 64 << 10, Format: "raw", Boot: true}}
-			r.primary.AddMachine(m)
-			if _, err := r.ProtectMachine(t.Context(), api.Protect{Machine: name, Site: "primary", RecoverySite: "recovery"}); err != nil {
-				t.Fatal(err)
-			}
-			text += "      - " + name + "\n"
-		}
-	}
-	r.eventually("all are protected", func() bool {
-		items, err := r.ListItems(t.Context())
-		return err == nil && len(items) == groups*each && !slices.ContainsFunc(items, func(i api.Item) bool { return i.State != "protected" })
-	})
-	r.apply(text)
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	began := time.Now()
-	run := r.succeeds(api.RunPlan{Kind: "unplanned"})
-	took := time.Since(began)
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	t.Logf("%d machines in %s, %d KiB of memory more afterwards", len(run.Machines), took.Round(time.Millisecond), (int64(after.HeapInuse)-int64(before.HeapInuse))>>10)
-	if took > time.Minute {
-		t.Errorf("it took %s", took)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -25,6 +26,7 @@ type testInput struct {
 	Handle      string                `json:"handle"`
 	Name        string                `json:"name"` // of the test machine
 	Network     string                `json:"network,omitempty"`
+	Networks    map[string]string     `json:"networks,omitempty"`
 	Request     holdfast.PointRequest `json:"request"`
 	Verify      *api.BootVerification `json:"verify,omitempty"`
 	RequestedAt time.Time             `json:"requested_at"`
@@ -40,7 +42,7 @@ func (c *Orchestrator) TestFailover(ctx context.Context, idOrName string, req ap
 	if err := c.awaitSettled(ctx); err != nil {
 		return api.Job{}, err
 	}
-	in := testInput{Handle: newID("test"), Network: req.Network, Request: pointRequest(req.Option, req.Point, req.Timeline, req.Time),
+	in := testInput{Handle: newID("test"), Network: req.Network, Networks: req.Networks, Request: pointRequest(req.Option, req.Point, req.Timeline, req.Time),
 		Verify: req.Verify, Name: req.Name, RequestedAt: c.now()}
 	if err := errors.Join(in.Request.Validate(), c.checkVerification(req.Verify)); err != nil {
 		return api.Job{}, err
@@ -184,7 +186,7 @@ func (c *Orchestrator) testCheck(ctx context.Context, r *testRun) error {
 		if s.Target == nil {
 			return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "check site", Thing: site.Name, Cause: "its provider cannot run recovered machines"}
 		}
-		if err := c.checkNetwork(ctx, s, site, r.in.Network); err != nil {
+		if err := c.checkNetworks(ctx, s, site, r.in.Network, r.in.Networks); err != nil {
 			return err
 		}
 		if st, err := s.Target.Status(ctx, r.in.Handle); err == nil && st.MachineID != "" {
@@ -192,6 +194,17 @@ func (c *Orchestrator) testCheck(ctx context.Context, r *testRun) error {
 		}
 		return c.nameFree(ctx, s, site, r.in.Name)
 	})
+}
+
+// checkNetworks fails if one of the networks that were asked for is not there.
+func (c *Orchestrator) checkNetworks(ctx context.Context, s *provider.Site, site holdfast.Site, network string, networks map[string]string) error {
+	names := append(slices.Sorted(maps.Values(networks)), network)
+	for _, name := range slices.Compact(names) {
+		if err := c.checkNetwork(ctx, s, site, name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkNetwork fails if a network was asked for that the site does not have.
@@ -257,7 +270,7 @@ func (c *Orchestrator) testDefine(ctx context.Context, r *testRun) error {
 	if err != nil {
 		return err
 	}
-	rec.Network, rec.Isolated = r.in.Network, r.in.Network == ""
+	rec.Network, rec.Networks, rec.Isolated = r.in.Network, r.in.Networks, r.in.Network == ""
 	var id string
 	err = c.withSite(ctx, r.test.Site, func(site holdfast.Site, s *provider.Site) error {
 		id, err = s.Target.Define(ctx, rec)

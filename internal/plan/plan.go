@@ -221,6 +221,22 @@ func (a Action) Bound() time.Duration {
 	return DefaultTimeout
 }
 
+// Mapping returns which network takes the place of which in a run, in a test those
+// for tests.
+func (p *Plan) Mapping(k Kind) map[string]string {
+	out := map[string]string{}
+	for _, n := range p.Networks {
+		to := n.To
+		if k == Test {
+			to = n.Test
+		}
+		if to != "" {
+			out[n.From] = to
+		}
+	}
+	return out
+}
+
 // What returns what sort of action it is, in a word.
 func (a Action) What() string {
 	switch {

@@ -188,7 +188,8 @@ func (r *run) begin(ctx context.Context, m member) (api.Job, error) {
 	case r.in.Kind == plan.Commit:
 		return ops.Commit(ctx, m.ID, api.Commit{DiscardWrites: req.DiscardWrites, DeletePoints: req.DeletePoints})
 	}
-	f := api.Failover{Option: api.OptionLatest, ShutdownSource: req.ShutdownSource, Planned: r.in.Kind == plan.Planned, TargetName: m.Machine.Name}
+	f := api.Failover{Option: api.OptionLatest, ShutdownSource: req.ShutdownSource, Planned: r.in.Kind == plan.Planned, TargetName: m.Machine.Name,
+		Networks: r.plan.Mapping(plan.Unplanned)}
 	if m.Point != nil {
 		f.Option, f.Point, f.Timeline = api.OptionPoint, m.Point.ID, m.Point.Timeline
 		if f.Point == "" {
@@ -198,7 +199,7 @@ func (r *run) begin(ctx context.Context, m member) (api.Job, error) {
 	switch {
 	case r.in.Kind == plan.Test:
 		return r.p.opts.Tests.TestFailover(ctx, m.ID, api.TestFailover{Option: f.Option, Point: f.Point, Timeline: f.Timeline,
-			Network: m.Machine.TestNetwork, Verify: verification(m.Machine.Verify)})
+			Network: m.Machine.TestNetwork, Networks: r.plan.Mapping(plan.Test), Verify: verification(m.Machine.Verify)})
 	case r.in.Direction == plan.ToPrimary:
 		option := orElse(req.Option, api.OptionLatest)
 		return ops.Failback(ctx, m.ID, api.Failback{Option: option, Unplanned: r.in.Kind == plan.Unplanned, DiscardWrites: req.DiscardWrites})

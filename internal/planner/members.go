@@ -288,9 +288,15 @@ func (p *Planner) check(ctx context.Context, in runInput, m *member) error {
 	if m.Fate != memberGo || in.Kind == plan.CleanUp {
 		return nil
 	}
-	req := api.CheckOperation{Operation: operation(in.Kind, in.Direction), Option: in.Request.Option, Time: in.Request.Time, Name: m.Machine.Name, Network: m.Machine.TestNetwork}
-	if in.Kind == plan.Test {
-		req.Name = ""
+	req := api.CheckOperation{Operation: operation(in.Kind, in.Direction), Option: in.Request.Option, Time: in.Request.Time, Name: m.Machine.Name}
+	pl, err := p.parse(in.Text)
+	switch {
+	case err != nil:
+		return err
+	case in.Kind == plan.Test:
+		req.Name, req.Network, req.Networks = "", m.Machine.TestNetwork, pl.Mapping(plan.Test)
+	case in.Kind.Moves() && in.Direction == plan.ToRecovery:
+		req.Networks = pl.Mapping(in.Kind)
 	}
 	switch common := m.Point; {
 	case common != nil:

@@ -8,6 +8,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/block"
@@ -168,8 +170,32 @@ type Recovered struct {
 	Disks   []DiskSource `json:"disks"`
 	// Network replaces every network; "" keeps the names of the source.
 	Network string `json:"network"`
-	// Isolated machines have no way out.
+	// Networks replaces those networks of the source that it names, before Network
+	// does, also where the machine is isolated.
+	Networks map[string]string `json:"networks,omitempty"`
+	// Isolated machines have no way out, but for what Networks says.
 	Isolated bool `json:"isolated"`
+}
+
+// NetworkOf returns the network that a card of the machine is connected to, by that
+// of the source, and whether it is connected at all.
+func (r Recovered) NetworkOf(source string) (name string, connected bool) {
+	if to, ok := r.Networks[source]; ok {
+		return to, true
+	}
+	if r.Network != "" {
+		return r.Network, !r.Isolated
+	}
+	return source, !r.Isolated
+}
+
+// TargetNetworks are the networks that were asked for by name.
+func (r Recovered) TargetNetworks() []string {
+	names := slices.Sorted(maps.Values(r.Networks))
+	if r.Network != "" && !r.Isolated {
+		names = append(names, r.Network)
+	}
+	return slices.Compact(names)
 }
 
 // Status is how a recovered machine fares.

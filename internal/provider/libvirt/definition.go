@@ -150,12 +150,17 @@ func (s *site) setDisk(r *recovery, e *etree.Element, src provider.DiskSource) {
 func setNetworks(r *recovery, devices *etree.Element) {
 	for _, e := range devices.SelectElements("interface") {
 		removeAll(e, "target", "alias")
-		if r.Recovered.Network != "" {
+		source := ""
+		if s := e.SelectElement("source"); s != nil {
+			source = s.SelectAttrValue("network", s.SelectAttrValue("bridge", ""))
+		}
+		name, connected := r.Recovered.NetworkOf(source)
+		if name != source && name != "" {
 			e.CreateAttr("type", "network")
 			removeAll(e, "source")
-			e.CreateElement("source").CreateAttr("network", r.Recovered.Network)
+			e.CreateElement("source").CreateAttr("network", name)
 		}
-		if r.Recovered.Isolated {
+		if !connected {
 			removeAll(e, "link")
 			e.CreateElement("link").CreateAttr("state", "down")
 		}

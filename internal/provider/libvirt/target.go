@@ -100,8 +100,10 @@ func (s *site) begin(want provider.Recovered) (*recovery, error) {
 	if err := s.nameFree(want.Name); err != nil {
 		return nil, err
 	}
-	if err := s.networkThere(want.Network); err != nil {
-		return nil, err
+	for _, name := range want.TargetNetworks() {
+		if err := s.networkThere(name); err != nil {
+			return nil, err
+		}
 	}
 	r := &recovery{Recovered: want, UUID: want.Machine.ID}
 	// The guest keeps its identity, unless the site has a machine with it.

@@ -162,9 +162,7 @@ func recoveredMachine(id string, rec provider.Recovered) provider.Machine {
 		m.Disks = append(m.Disks, provider.Disk{ID: d.DiskID, Size: d.Size, Format: "qcow2", Path: "/fake/" + id + "/" + d.DiskID, Boot: i == 0})
 	}
 	for i := range m.NICs {
-		if rec.Network != "" {
-			m.NICs[i].Network = rec.Network
-		}
+		m.NICs[i].Network, _ = rec.NetworkOf(m.NICs[i].Network)
 	}
 	return m
 }
@@ -174,10 +172,12 @@ func (f *Fake) checkNetwork(rec provider.Recovered) error {
 	for _, n := range f.networks {
 		names = append(names, n.Name)
 	}
-	if rec.Isolated || rec.Network == "" || slices.Contains(names, rec.Network) {
-		return nil
+	for _, n := range rec.TargetNetworks() {
+		if !slices.Contains(names, n) {
+			return fmt.Errorf("network %q is not at site %s; it has %s", n, f.name, strings.Join(names, ", "))
+		}
 	}
-	return fmt.Errorf("network %q is not at site %s; it has %s", rec.Network, f.name, strings.Join(names, ", "))
+	return nil
 }
 
 func (r fakeTarget) made(handle string) (*FakeRecovered, error) {

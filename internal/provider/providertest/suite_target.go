@@ -349,15 +349,20 @@ func (h Harness) targetNetwork(t *testing.T) {
 	if len(rec.r.Machine.NICs) == 0 || len(networks) == 0 {
 		t.Skip("the machine has no network interface or the site no network")
 	}
-	rec.r.Isolated = false
-	rec.r.Network = "no-such-network"
-	_, err = rec.target.Define(ctx, rec.r)
-	if err == nil {
-		t.Fatal("Define with an unknown network succeeded")
-	}
-	for _, want := range []string{"no-such-network", networks[0].Name} {
-		if !strings.Contains(err.Error(), want) {
-			t.Errorf("error %q does not name %q", err, want)
+	for _, change := range []func(*provider.Recovered){
+		func(r *provider.Recovered) { r.Isolated, r.Network = false, "no-such-network" },
+		func(r *provider.Recovered) { r.Networks = map[string]string{"any": "no-such-network"} },
+	} {
+		r := rec.r
+		change(&r)
+		_, err = rec.target.Define(ctx, r)
+		if err == nil {
+			t.Fatal("Define with an unknown network succeeded")
+		}
+		for _, want := range []string{"no-such-network", networks[0].Name} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("error %q does not name %q", err, want)
+			}
 		}
 	}
 	if n := rec.count(ctx, t); n != 0 {

@@ -165,8 +165,10 @@ func (s *site) checkName(want provider.Recovered) error {
 	if !nameRE.MatchString(want.Name) {
 		return fmt.Errorf("recover machine %q: the name may have letters, digits, spaces, dots, dashes and underscores", want.Name)
 	}
-	if want.Network != "" && !isNetwork(want.Network) {
-		return fmt.Errorf("recover machine %s: the site has no network %q; it has user, restricted and none", want.Name, want.Network)
+	for _, name := range want.TargetNetworks() {
+		if !isNetwork(name) {
+			return fmt.Errorf("recover machine %s: the site has no network %q; it has user, restricted and none", want.Name, name)
+		}
 	}
 	if len(want.Disks) == 0 {
 		return fmt.Errorf("recover machine %s: no disks were given", want.Name)
@@ -233,13 +235,11 @@ func (r *recovery) plan() (Definition, error) {
 	}
 	for i, n := range want.Machine.NICs {
 		network := networkUser
-		switch {
-		case want.Isolated:
+		switch name, connected := want.NetworkOf(n.Network); {
+		case !connected:
 			network = networkRestricted
-		case want.Network != "":
-			network = want.Network
-		case isNetwork(n.Network):
-			network = n.Network
+		case isNetwork(name):
+			network = name
 		}
 		d.NICs = append(d.NICs, NICDef{ID: fmt.Sprintf("net%d", i), MAC: n.MAC, Network: network})
 	}

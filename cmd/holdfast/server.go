@@ -157,7 +157,7 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 		return nil, err
 	}
 	p.plans, err = planner.New(planner.Options{
-		Store: p.db, Engine: p.orch.Engine(), Items: p.orch, Operations: p.orch, Tests: p.orch, Switches: p.orch, Groups: p.orch,
+		Store: p.db, Engine: p.orch.Engine(), Items: p.orch, Operations: p.orch, Tests: p.orch, Switches: p.orch, Groups: p.orch, Guests: p.orch,
 		Scripts: filepath.Join(o.state, "scripts"), Secrets: filepath.Join(o.state, "secrets"), Getenv: os.Getenv, Publish: events.Publish, Logger: p.log,
 	})
 	if err != nil {

@@ -186,7 +186,7 @@ func (r *rig) start(hook func(string, job.Job) error) {
 		r.t.Fatal(err)
 	}
 	r.plans, err = planner.New(planner.Options{Store: db, Engine: r.Engine(), Items: r.Orchestrator, Operations: r.Orchestrator, Tests: r.Orchestrator,
-		Switches: r.Orchestrator, Groups: r.Orchestrator, Scripts: r.scripts, Secrets: r.scripts, Now: r.now})
+		Switches: r.Orchestrator, Groups: r.Orchestrator, Guests: r.Orchestrator, Scripts: r.scripts, Secrets: r.scripts, Now: r.now})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -13,8 +13,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/internal/plan"
 )
@@ -124,7 +127,7 @@ func clip(s string) string {
 
 // perform1 does it, and returns what it said.
 func (r *run) perform1(ctx context.Context, a *plan.Action, attempt int) (string, error) {
-	told, err := r.told(attempt)
+	told, err := r.told(ctx, attempt)
 	if err != nil {
 		return "", err
 	}
@@ -360,8 +363,40 @@ func ping(ctx context.Context, host string) error {
 	return nil
 }
 
+// addressWait bounds how long guest agents are waited for, to tell addresses.
+const addressWait = 3 * time.Second
+
+// addresses are those of the machines that were brought up, by item, as far as
+// their guest agents answer.
+func (r *run) addresses(ctx context.Context, outcomes map[string]outcome) map[string][]string {
+	out := map[string][]string{}
+	if r.p.opts.Guests == nil {
+		return out
+	}
+	ctx, cancel := context.WithTimeout(ctx, addressWait)
+	defer cancel()
+	var mu sync.Mutex
+	wait := new(errgroup.Group)
+	wait.SetLimit(r.plan.Bounded())
+	for id, o := range outcomes {
+		if o.State != outSucceeded || o.MachineID == "" {
+			continue
+		}
+		wait.Go(func() error {
+			if found, err := r.p.opts.Guests.GuestAddresses(ctx, id, o.Test); err == nil {
+				mu.Lock()
+				defer mu.Unlock()
+				out[id] = found
+			}
+			return nil
+		})
+	}
+	_ = wait.Wait() // never fails: a guest without an agent has no addresses to tell
+	return out
+}
+
 // told is the run's context, as JSON.
-func (r *run) told(attempt int) ([]byte, error) {
+func (r *run) told(ctx context.Context, attempt int) ([]byte, error) {
 	members, outcomes, err := standing(r.Job(), r.plan)
 	if err != nil {
 		return nil, err
@@ -370,9 +405,10 @@ func (r *run) told(attempt int) ([]byte, error) {
 		Members: map[string]plan.Member{},
 		Holdfast: plan.Details{Run: r.JobID(), Version: r.in.Revision, Kind: r.in.Kind, Direction: r.in.Direction, Group: r.at.Group,
 			Action: r.at.Action.Name, Attempt: attempt, Machines: []plan.MachineDetail{}}}
+	addresses := r.addresses(ctx, outcomes)
 	for _, m := range members {
 		o := outcomes[m.ID]
-		d := plan.MachineDetail{Item: m.Item, ID: m.ID, Group: m.Group, State: stateOf(m, o)}
+		d := plan.MachineDetail{Item: m.Item, ID: m.ID, Group: m.Group, State: stateOf(m, o), Addresses: addresses[m.ID]}
 		item := plan.Member{}
 		point := m.Point
 		if o.Point != nil {

@@ -102,6 +102,9 @@ type Guests interface {
 	RunInGuest(ctx context.Context, item, test string, command []string, input []byte) (output string, err error)
 	// PingGuest returns nil if the guest agent answers.
 	PingGuest(ctx context.Context, item, test string) error
+	// GuestAddresses returns the addresses of its network cards, loopback left out,
+	// as the guest agent sees them.
+	GuestAddresses(ctx context.Context, item, test string) ([]string, error)
 }
 
 // Options are what a planner works with.

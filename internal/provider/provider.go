@@ -280,6 +280,10 @@ type Agent interface {
 	Freeze(ctx context.Context, machineID string) (fileSystems int, err error)
 	// Thaw thaws them and runs the hooks again; it is no error if none is frozen.
 	Thaw(ctx context.Context, machineID string) error
+	// Ask gives the agent one of its commands, with its arguments or nil, and decodes
+	// what it returns into result, if that is not nil. RunInGuest and GuestNICs are
+	// made of it. A refusal by the agent is an error with its words.
+	Ask(ctx context.Context, machineID, command string, arguments, result any) error
 }
 
 // Console shows what a person in front of the machine would see.

@@ -18,8 +18,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/systest/lab"
 )
 
-// planText has a group for each of three guests, and actions of all kinds but
-// those that need a network or an agent in the guest.
+// planText has a group for each of three guests, and actions of all kinds.
 const planText = `name: town
 groups:
   - name: data
@@ -35,6 +34,8 @@ groups:
   - name: front
     machines: [{item: web, verify: {serial: GUEST-READY, timeout: 2m}}]
     after:
+      - {name: inside, runs: [test], guest: {item: web, command: [/bin/busybox, grep, FailoverType]}}
+      - {name: alive, runs: [test], wait: {agent: web}}
       - {name: look, runs: [unplanned], manual: {instructions: Look at the town}}
 clean_up:
   after:
@@ -61,7 +62,7 @@ func TestPlan(t *testing.T) {
 		t.Fatalf("%d test machines run", n)
 	}
 	w.said("data")
-	if run := w.lastRun("test"); run.Outcome != "succeeded" || hooks() != "Test hush" {
+	if run := w.lastRun("test"); run.Outcome != "succeeded" || hooks() != "Test hush" || run.Steps[len(run.Steps)-2].Output != `  "FailoverType": "Test",` {
 		t.Fatalf("the test: %+v; the hook was told %q", run, hooks())
 	}
 	w.runs("clean-up", "--note", "they boot")

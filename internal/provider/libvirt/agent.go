@@ -32,6 +32,30 @@ func (s *site) Ping(ctx context.Context, machineID string) error {
 	return s.agent(ctx, d, "guest-ping", nil)
 }
 
+// Ask gives the agent one command. One that does not answer a ping is asked for
+// nothing.
+func (s *site) Ask(ctx context.Context, machineID, command string, arguments, result any) error {
+	if err := s.Ping(ctx, machineID); err != nil {
+		return err
+	}
+	d, err := s.running(ctx, machineID)
+	if err != nil {
+		return err
+	}
+	return s.agentCommand(ctx, d, agentCommand{command, arguments}, result)
+}
+
+// agentCommand is a command as the agent reads it.
+type agentCommand struct {
+	Execute   string `json:"execute"`
+	Arguments any    `json:"arguments,omitempty"`
+}
+
+// agent runs a command without arguments.
+func (s *site) agent(ctx context.Context, d golibvirt.Domain, command string, result any) error {
+	return s.agentCommand(ctx, d, agentCommand{Execute: command}, result)
+}
+
 // Freeze has the agent run the guest's hooks and freeze its file systems. An
 // agent that does not answer a ping is asked for nothing.
 func (s *site) Freeze(ctx context.Context, machineID string) (fileSystems int, err error) {
@@ -101,10 +125,14 @@ func (s *site) running(ctx context.Context, machineID string) (golibvirt.Domain,
 	return d, err
 }
 
-// agent has libvirt give the agent a command, for as long as ctx has. libvirt's
+// agentCommand has libvirt give the agent a command, for as long as ctx has. libvirt's
 // client takes no context, so its own time-out, in whole seconds, ends the wait,
 // or ctx if that is earlier; then the answer is not waited for.
-func (s *site) agent(ctx context.Context, d golibvirt.Domain, command string, result any) error {
+func (s *site) agentCommand(ctx context.Context, d golibvirt.Domain, command agentCommand, result any) error {
+	text, err := json.Marshal(command)
+	if err != nil {
+		return err
+	}
 	left := agentWait
 	if end, ok := ctx.Deadline(); ok {
 		left = time.Until(end)
@@ -116,17 +144,17 @@ func (s *site) agent(ctx context.Context, d golibvirt.Domain, command string, re
 	}
 	got := make(chan answer, 1)
 	go func() {
-		text, err := s.l.QEMUDomainAgentCommand(d, fmt.Sprintf(`{"execute":%q}`, command), seconds, 0)
+		text, err := s.l.QEMUDomainAgentCommand(d, string(text), seconds, 0)
 		got <- answer{text, err}
 	}()
 	select {
 	case <-ctx.Done():
-		return fmt.Errorf("%s: %w: %w", command, provider.ErrNoAgent, context.Cause(ctx))
+		return fmt.Errorf("%s: %w: %w", command.Execute, provider.ErrNoAgent, context.Cause(ctx))
 	case a := <-got:
 		if a.err != nil {
-			return s.explainAgent(d, command, a.err)
+			return s.explainAgent(d, command.Execute, a.err)
 		}
-		return decodeAgent(command, a.text, result)
+		return decodeAgent(command.Execute, a.text, result)
 	}
 }
 

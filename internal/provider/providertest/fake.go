@@ -58,6 +58,7 @@ type Fake struct {
 	mu        sync.Mutex // guards the fields below
 	machines  []provider.Machine
 	networks  []provider.Network
+	commands  func(machineID, command string, arguments map[string]any) (any, error) // see SetCommands
 	fits      func(provider.Machine) error
 	recovered map[string]*FakeRecovered
 	monitor   MonitorFunc

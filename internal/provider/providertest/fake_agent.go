@@ -3,6 +3,7 @@ package providertest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"image"
@@ -116,6 +117,43 @@ func (r fakeAgent) Freeze(ctx context.Context, machineID string) (fileSystems in
 		err = fmt.Errorf("%w; %w: %w", err, provider.ErrFrozen, terr)
 	}
 	return 0, err
+}
+
+// SetCommands has the guest agents of a site answer all commands but those of
+// freezing: what f returns is the answer, as JSON has it.
+func (f *Fake) SetCommands(g func(machineID, command string, arguments map[string]any) (any, error)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.commands = g
+}
+
+func (r fakeAgent) Ask(ctx context.Context, machineID, command string, arguments, result any) error {
+	return r.f.call(ctx, "Ask", machineID, func() error {
+		if _, err := r.f.guest(machineID); err != nil {
+			return err
+		}
+		if r.f.commands == nil {
+			return fmt.Errorf("guest agent: the command %s has not been found", command)
+		}
+		var args map[string]any
+		if err := again(arguments, &args); err != nil {
+			return err
+		}
+		out, err := r.f.commands(machineID, command, args)
+		if err != nil || result == nil {
+			return err
+		}
+		return again(out, result)
+	})
+}
+
+// again decodes what encodes from.
+func again(from, into any) error {
+	b, err := json.Marshal(from)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, into)
 }
 
 func (r fakeAgent) Thaw(ctx context.Context, machineID string) error {

@@ -202,6 +202,7 @@ func checkAgent(ctx context.Context, t *testing.T, a provider.Agent, id string, 
 		"Ping":   func(ctx context.Context) error { return a.Ping(ctx, id) },
 		"Freeze": func(ctx context.Context) error { _, err := a.Freeze(ctx, id); return err },
 		"Thaw":   func(ctx context.Context) error { return a.Thaw(ctx, id) },
+		"Ask":    func(ctx context.Context) error { return a.Ask(ctx, id, "guest-info", nil, nil) },
 	} {
 		ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 		if err := call(ctx); !errors.Is(err, want) {

@@ -55,6 +55,17 @@ func (s *site) Ping(ctx context.Context, machineID string) error {
 	})
 }
 
+// Ask gives the agent one command.
+func (s *site) Ask(ctx context.Context, machineID, command string, arguments, result any) error {
+	d, err := s.find(machineID)
+	if err != nil {
+		return err
+	}
+	return d.withAgent(ctx, func(ctx context.Context, c *agentConn) error {
+		return c.ask(ctx, command, arguments, result)
+	})
+}
+
 // Freeze has the agent run the guest's hooks and freeze its file systems.
 func (s *site) Freeze(ctx context.Context, machineID string) (fileSystems int, err error) {
 	d, err := s.find(machineID)
@@ -226,10 +237,25 @@ func (c *agentConn) awaitSync(id int64) error {
 
 // execute runs one command of an agent that is in step.
 func (c *agentConn) execute(ctx context.Context, command string, result any) error {
+	return c.ask(ctx, command, nil, result)
+}
+
+// agentCommand is a command as the agent reads it.
+type agentCommand struct {
+	Execute   string `json:"execute"`
+	Arguments any    `json:"arguments,omitempty"`
+}
+
+// ask runs one command with arguments.
+func (c *agentConn) ask(ctx context.Context, command string, arguments, result any) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	if _, err := fmt.Fprintf(c, "{\"execute\":%q}\n", command); err != nil {
+	text, err := json.Marshal(agentCommand{command, arguments})
+	if err != nil {
+		return err
+	}
+	if _, err := c.Write(append(text, '\n')); err != nil {
 		return fmt.Errorf("%s: %w", command, err)
 	}
 	if err := c.answer(result); err != nil {

@@ -126,6 +126,7 @@ func TestGuest(t *testing.T) {
 		d.NICs = []qemu.NICDef{{ID: "net0", Network: "user"}, {ID: "net1", Network: "restricted"}}
 	})
 	checkNetworks := g.tryNetworks()
+	g.commands()
 	g.freezes()
 	checkNetworks()
 	g.probes()
@@ -280,5 +281,43 @@ cd /tmp; timeout 2 tftp -g -r %[2]s 10.0.2.2 %[4]s; ping -c 1 -W 2 10.0.2.2 >/de
 		if t.Failed() {
 			t.Logf("the guest says:\n%s", g.console())
 		}
+	}
+}
+
+// commands runs commands in the guest, and reads its addresses.
+func (g *liveGuest) commands() {
+	t := g.t
+	ctx, agent := t.Context(), g.site.Agent
+	run := func(input string, command ...string) (provider.GuestResult, error) {
+		return provider.RunInGuest(ctx, agent, g.def.ID, provider.GuestCommand{Path: command[0], Args: command[1:], Input: []byte(input), Env: []string{"WHAT=ever", "PATH=/bin"}})
+	}
+	big := strings.Repeat("0123456789abcdef", 4096)
+	for _, c := range []struct {
+		command    []string
+		input, out string
+		exit       int
+	}{
+		{[]string{"/bin/busybox", "cat"}, "hello\n", "hello\n", 0},
+		{[]string{"/bin/busybox", "cat"}, big, big, 0},
+		{[]string{"/bin/busybox", "sh", "-c", "echo $WHAT; exit 3"}, "", "ever\n", 3},
+		{[]string{"/bin/busybox", "sh", "-c", "sleep 2; echo slow"}, "", "slow\n", 0},
+	} {
+		res, err := run(c.input, c.command...)
+		if err != nil || string(res.Stdout) != c.out || res.ExitCode != c.exit {
+			t.Errorf("%q: %d %.100q, %v", c.command, res.ExitCode, res.Stdout, err)
+		}
+	}
+	if _, err := run("", "/no/such/command"); err == nil || !strings.Contains(err.Error(), "guest-exec") {
+		t.Errorf("a command that is not there: %v", err)
+	}
+	short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	_, err := provider.RunInGuest(short, agent, g.def.ID, provider.GuestCommand{Path: "/bin/busybox", Args: []string{"sleep", "60"}})
+	if err == nil || !strings.Contains(err.Error(), "in the guest still") && !strings.Contains(err.Error(), "may run there still") {
+		t.Errorf("a command that takes too long: %v", err)
+	}
+	nics, err := provider.GuestNICs(ctx, agent, g.def.ID)
+	if err != nil || len(nics) == 0 || nics[0].Name != "lo" || len(nics[0].Addresses) == 0 || !nics[0].Addresses[0].Addr().IsLoopback() {
+		t.Errorf("interfaces are %+v, %v", nics, err)
 	}
 }

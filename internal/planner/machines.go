@@ -224,7 +224,7 @@ func (r *run) child(ctx context.Context, m member, key string, start func(contex
 		return o, err
 	}
 	if id == "" {
-		j, err := start(job.WithParent(ctx, key))
+		j, err := r.patiently(job.WithParent(ctx, key), start)
 		if err != nil {
 			if ctx.Err() != nil {
 				return o, context.Cause(ctx)
@@ -247,6 +247,32 @@ func (r *run) child(ctx context.Context, m member, key string, start func(contex
 	}
 	return finished(o, j), nil
 }
+
+// switchWait is for how long a machine that was just shut down may look like one
+// that is in trouble.
+const switchWait = 15 * time.Second
+
+// patiently starts a machine's job. In a planned run it asks again for a while if
+// that is not allowed: the machine has just been shut down, which may not be seen
+// everywhere yet.
+func (r *run) patiently(ctx context.Context, start func(context.Context) (api.Job, error)) (api.Job, error) {
+	for end := r.p.now().Add(switchWait); ; {
+		j, err := start(ctx)
+		if r.in.Kind != plan.Planned || r.at.What != plan.StepMachines || holdfast.KindOf(err) != holdfast.KindNotAllowed || !r.p.now().Before(end) {
+			return j, err
+		}
+		t := time.NewTimer(switchEvery)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return j, err
+		case <-t.C:
+		}
+	}
+}
+
+// switchEvery is how often it is asked again.
+const switchEvery = 500 * time.Millisecond
 
 // started returns the job that was started under a key, "" if there is none.
 func (r *run) started(ctx context.Context, key string) (string, error) {

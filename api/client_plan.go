@@ -51,6 +51,21 @@ func (c *Client) PlanRun(ctx context.Context, job string) (out PlanRun, err erro
 	return out, c.call(ctx, http.MethodGet, "/v1/plan-runs/"+url.PathEscape(job), nil, &out)
 }
 
+// DrillPlan starts a drill of a plan.
+func (c *Client) DrillPlan(ctx context.Context, plan string) (out Job, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/plans/"+url.PathEscape(plan)+"/drill", nil, &out)
+}
+
+// Report returns the signed report of a run, as it is kept and passed on.
+func (c *Client) Report(ctx context.Context, job string) (out []byte, err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/plan-runs/"+url.PathEscape(job)+"/report", nil, &out)
+}
+
+// ReportKey returns the public key that reports are signed with, as PEM.
+func (c *Client) ReportKey(ctx context.Context) (out []byte, err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/report-key", nil, &out)
+}
+
 // AnswerJob answers what a suspended job asks.
 func (c *Client) AnswerJob(ctx context.Context, job string, answer Answer) (out Job, err error) {
 	return out, c.call(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(job)+"/answer", answer, &out)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -21,6 +23,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/orchestrator"
 	"github.com/holdfast-dr/holdfast/internal/planner"
 	"github.com/holdfast-dr/holdfast/internal/recovery"
+	"github.com/holdfast-dr/holdfast/internal/report"
 	"github.com/holdfast-dr/holdfast/internal/store"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/vfs"
@@ -156,8 +159,13 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
+	key, err := report.LoadKey(filepath.Join(o.state, "report.key"))
+	if err != nil {
+		return nil, err
+	}
 	p.plans, err = planner.New(planner.Options{
-		Store: p.db, Engine: p.orch.Engine(), Items: p.orch, Operations: p.orch, Tests: p.orch, Switches: p.orch, Groups: p.orch, Guests: p.orch,
+		Evidence: evidence(key, pictures(filepath.Join(o.state, "pictures"))),
+		Store:    p.db, Engine: p.orch.Engine(), Items: p.orch, Operations: p.orch, Tests: p.orch, Switches: p.orch, Groups: p.orch, Guests: p.orch,
 		Scripts: filepath.Join(o.state, "scripts"), Secrets: filepath.Join(o.state, "secrets"), Getenv: os.Getenv, Publish: events.Publish, Logger: p.log,
 	})
 	if err != nil {
@@ -175,9 +183,19 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	p.http, err = httpd.New(httpd.Options{
 		Addr: o.listen, TLS: p.tls.ServerTLS(), Tokens: p.tokens, Logger: p.log, Version: version(),
 		Service: httpd.Service{Sites: p.orch, Machines: p.orch, Items: p.orch, Points: p.orch, Jobs: p.orch, Vault: p.orch, Events: events, Health: p.orch,
-			Tests: p.orch, Failovers: p.orch, Replications: p.orch, Plans: p.plans, Runs: p.plans, Groups: p.orch},
+			Tests: p.orch, Failovers: p.orch, Replications: p.orch, Plans: p.plans, Runs: p.plans, Groups: p.orch, Reports: p.plans},
 	})
 	return &p, err
+}
+
+// evidence is what reports of runs have besides the runs.
+func evidence(key ed25519.PrivateKey, kept pictures) planner.Evidence {
+	host, _ := os.Hostname() // only for people to read
+	public, _ := key.Public().(ed25519.PublicKey)
+	return planner.Evidence{
+		Sign: func(ctx context.Context, r report.Report) ([]byte, error) { return report.Sign(ctx, r, key) }, Picture: kept.Picture, PublicKey: report.EncodePublic(public),
+		Server: host, Versions: map[string]string{"holdfast": version().Version, "go": runtime.Version()},
+	}
 }
 
 func (o serverOptions) gatewayDir() string { return filepath.Join(o.state, "gateway") }
@@ -187,6 +205,7 @@ func (p *parts) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.views.Run(ctx) })
 	g.Go(func() error { return p.orch.Run(ctx) })
+	g.Go(func() error { return p.plans.Run(ctx) })
 	g.Go(func() error { return p.http.Run(ctx) })
 	g.Go(func() error {
 		select {

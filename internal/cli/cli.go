@@ -143,7 +143,7 @@ func (a *app) root() *cobra.Command {
 		group("vault", "Where history is kept", a.vaultShow(), a.vaultVerify()),
 		group("token", "Who may speak to the server", a.tokenCreate(), a.tokenList(), a.tokenRevoke()),
 	)
-	root.AddCommand(a.plans(), a.groups())
+	root.AddCommand(a.plans(), a.groups(), a.reports())
 	root.AddCommand(a.lifecycle()...)
 	root.AddCommand(a.ExtraCommands()...)
 	return root

@@ -3,6 +3,7 @@ package cli_test
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"flag"
 	"fmt"
@@ -26,6 +27,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/cli"
 	"github.com/holdfast-dr/holdfast/internal/httpd"
 	"github.com/holdfast-dr/holdfast/internal/httpd/httpdtest"
+	"github.com/holdfast-dr/holdfast/internal/report"
 )
 
 var update = flag.Bool("update", false, "write golden files anew")
@@ -325,6 +327,16 @@ func lifeChanges(w *httpdtest.World, done api.Job) map[string]func() {
 
 // shopPlan is a plan with a run that asks something.
 func shopPlan() httpdtest.Planning {
+	p := shopPlanning()
+	key := ed25519.NewKeyFromSeed(make([]byte, 32))
+	met := true
+	r := report.Report{MadeAt: now, Server: "paris", Run: p.Run, Objectives: report.Objectives{RTO: ptr(2.0), Met: &met}, Plan: report.Plan{Name: "shop", Revision: 3, Text: "name: shop\n", Digest: report.DigestOf("name: shop\n")}}
+	p.Key = report.EncodePublic(key.Public().(ed25519.PublicKey))
+	p.Envelope, _ = report.Sign(context.Background(), r, key)
+	return p
+}
+
+func shopPlanning() httpdtest.Planning {
 	run := api.PlanRunSummary{Job: "j-0", Kind: "test", Direction: api.ToRecovery, Revision: 3, StartedAt: now.Add(-time.Hour - time.Minute), EndedAt: now.Add(-time.Hour), Outcome: "succeeded"}
 	waiting := api.PlanMachine{Item: "web1", Group: "front", State: "waiting", Site: "paris"}
 	done := waiting

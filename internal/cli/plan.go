@@ -17,7 +17,7 @@ const maxPlan = 1 << 20
 // plans are the commands of recovery plans.
 func (a *app) plans() *cobra.Command {
 	return group("plan", "Recovery plans: machines in order, with what is to be done between them",
-		a.planApply(), a.planDiff(), a.planList(), a.planShow(), a.planHistory(), a.planRemove(), a.planCheck(), a.planRun(), a.planResult())
+		a.planApply(), a.planDiff(), a.planList(), a.planShow(), a.planHistory(), a.planRemove(), a.planCheck(), a.planRun(), a.planDrill(), a.planResult())
 }
 
 // readPlan reads a plan's text from a file, or from Stdin for "-".
@@ -222,7 +222,11 @@ func (a *app) printPlan(p api.Plan) {
 	if p.AppliedBy != "" {
 		applied += " by " + p.AppliedBy
 	}
-	fields(a.Stdout, a.out, "For", plain(p.Description), "Applied", plain(applied), "Machines", fmt.Sprint(p.Machines), "Runs now", p.CurrentJob)
+	drills := ""
+	if d := p.Drill; d != nil {
+		drills = "every " + span(d.EverySeconds) + ", next " + moment(d.NextAt)
+	}
+	fields(a.Stdout, a.out, "For", plain(p.Description), "Applied", plain(applied), "Machines", fmt.Sprint(p.Machines), "Drills", drills, "Runs now", p.CurrentJob)
 	fmt.Fprintln(a.Stdout)
 	t := table{header: []string{">STAGE", "GROUP", "MACHINES", "ACTIONS"}}
 	for _, g := range p.Groups {

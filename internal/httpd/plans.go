@@ -64,6 +64,17 @@ func planRoutes(b *builder) {
 	handle(b, "run-plan", func(ctx context.Context, in *runInput) (*accepted, error) {
 		return accept(svc.Runs.RunPlan(ctx, in.Plan, requestOf(ctx).token.Name, in.Body))
 	})
+	handle(b, "drill-plan", func(ctx context.Context, in *PlanPath) (*accepted, error) {
+		return accept(svc.Runs.DrillPlan(ctx, in.Plan, requestOf(ctx).token.Name))
+	})
+	handle(b, "get-report", func(ctx context.Context, in *jobPath) (*rawAnswer, error) {
+		envelope, err := svc.Reports.Report(ctx, in.Job)
+		return raw("application/json", envelope, err)
+	})
+	handle(b, "get-report-key", func(ctx context.Context, _ *none) (*rawAnswer, error) {
+		key, err := svc.Reports.ReportKey(ctx)
+		return raw("application/x-pem-file", key, err)
+	})
 	handle(b, "check-plan", func(ctx context.Context, in *runInput) (*answer[api.PlanCheck], error) {
 		return reply(svc.Runs.CheckPlan(ctx, in.Plan, in.Body))
 	})
@@ -77,6 +88,14 @@ func planRoutes(b *builder) {
 	handle(b, "answer-job", func(ctx context.Context, in *answerInput) (*accepted, error) {
 		return accept(svc.Runs.AnswerJob(ctx, in.Job, requestOf(ctx).token.Name, in.Body))
 	})
+}
+
+// raw answers with bytes that a browser is to do nothing with.
+func raw(contentType string, body []byte, err error) (*rawAnswer, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &rawAnswer{ContentType: contentType, Body: body, Policy: "default-src 'none'"}, nil
 }
 
 // revisionOf reads a plan's ETag.

@@ -83,6 +83,9 @@ func routes() []route {
 		{"remove-plan", del, "/v1/plans/{plan}", auth.RoleAdmin, http.StatusNoContent, "Remove a recovery plan"},
 		{"run-plan", post, "/v1/plans/{plan}/run", auth.RoleOperator, taken, "Run a recovery plan"},
 		{"check-plan", post, "/v1/plans/{plan}/check", auth.RoleViewer, ok, "What a run would do; nothing is done"},
+		{"drill-plan", post, "/v1/plans/{plan}/drill", auth.RoleOperator, taken, "Test a recovery plan and clean up, with nobody there"},
+		{"get-report", get, "/v1/plan-runs/{job}/report", auth.RoleViewer, ok, "The signed report of a run that has ended"},
+		{"get-report-key", get, "/v1/report-key", auth.RoleViewer, ok, "The public key that reports are signed with"},
 		{"get-plan-run", get, "/v1/plan-runs/{job}", auth.RoleViewer, ok, "A run of a plan in full"},
 
 		{"get-vault", get, "/v1/vault", auth.RoleViewer, ok, "The state of the vault"},

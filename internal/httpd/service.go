@@ -32,6 +32,16 @@ type Service struct {
 	Plans  Plans
 	Runs   Runs
 	Groups Groups
+
+	Reports Reports
+}
+
+// Reports are the evidence of runs.
+type Reports interface {
+	// Report returns the signed report of a run that has ended, a DSSE envelope.
+	Report(ctx context.Context, job string) ([]byte, error)
+	// ReportKey returns the public key that reports are signed with, as PEM.
+	ReportKey(ctx context.Context) ([]byte, error)
 }
 
 // Groups are replication groups.
@@ -69,6 +79,8 @@ type Runs interface {
 	CheckPlan(ctx context.Context, plan string, run api.RunPlan) (api.PlanCheck, error)
 	// GetRun returns a run in full.
 	GetRun(ctx context.Context, job string) (api.PlanRun, error)
+	// DrillPlan starts a drill: a test and its clean-up, with nobody there.
+	DrillPlan(ctx context.Context, plan, by string) (api.Job, error)
 	// AnswerJob answers what a suspended run asks. By is who answers.
 	AnswerJob(ctx context.Context, job, by string, answer api.Answer) (api.Job, error)
 }

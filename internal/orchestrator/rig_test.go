@@ -3,6 +3,7 @@ package orchestrator_test
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/planner"
 	"github.com/holdfast-dr/holdfast/internal/provider"
 	"github.com/holdfast-dr/holdfast/internal/provider/providertest"
+	"github.com/holdfast-dr/holdfast/internal/report"
 	"github.com/holdfast-dr/holdfast/internal/store"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/vfs"
@@ -186,7 +188,9 @@ func (r *rig) start(hook func(string, job.Job) error) {
 		r.t.Fatal(err)
 	}
 	r.plans, err = planner.New(planner.Options{Store: db, Engine: r.Engine(), Items: r.Orchestrator, Operations: r.Orchestrator, Tests: r.Orchestrator,
-		Switches: r.Orchestrator, Groups: r.Orchestrator, Guests: r.Orchestrator, Scripts: r.scripts, Secrets: r.scripts, Now: r.now})
+		Switches: r.Orchestrator, Groups: r.Orchestrator, Guests: r.Orchestrator, Evidence: planner.Evidence{PublicKey: report.EncodePublic(testKey.Public().(ed25519.PublicKey)),
+			Sign: func(ctx context.Context, rep report.Report) ([]byte, error) { return report.Sign(ctx, rep, testKey) }},
+		Scripts: r.scripts, Secrets: r.scripts, Now: r.now})
 	if err != nil {
 		r.t.Fatal(err)
 	}

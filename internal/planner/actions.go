@@ -67,6 +67,9 @@ func (r *run) action(ctx context.Context) error {
 	}
 	a := r.at.Action
 	switch {
+	case a.Manual != nil && r.in.Drill:
+		st.Skipped, st.Output = true, "nobody is there in a drill: "+a.Manual.Instructions
+		return r.over(ctx, st)
 	case a.Manual != nil:
 		return r.ask(ctx, &st, &st.asking, a.Manual.Instructions, answerDone, answerFail, answerSkip)
 	case st.Begun && !a.Repeatable:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/api"
@@ -91,6 +92,15 @@ func (p *Planner) show(ctx context.Context, rec holdfast.RecoveryPlan, items []a
 	for _, lost := range missing(pl, items) {
 		out.Findings = append(out.Findings, api.Finding{Code: "HF1701", Severity: string(holdfast.SeverityCritical), Summary: "plan " + rec.Name + " names item " + lost + ", which there is not",
 			Advice: "Protect that machine again, or take it out of the plan"})
+	}
+	if pl.Drill != nil {
+		out.Drill = &api.PlanDrill{EverySeconds: time.Duration(pl.Drill.Every).Seconds(), NextAt: nextDrill(rec, pl.Drill)}
+	}
+	for _, r := range rec.Runs {
+		if r.Drill && r.Kind == string(plan.Test) && r.Outcome != "succeeded" {
+			out.Findings = append(out.Findings, api.Finding{Code: "HF1702", Severity: string(holdfast.SeverityWarning), Summary: "the last drill of plan " + rec.Name + " is " + r.Outcome, Since: r.EndedAt,
+				Advice: "See holdfast plan result " + r.Job + ", put right what failed, and repeat it: holdfast plan drill " + rec.Name})
+		}
 	}
 	jobs, err := p.opts.Engine.List(ctx, job.Filter{Subject: subject(rec.ID, plan.Planned), Unfinished: true, Limit: 1})
 	if err == nil && len(jobs) == 0 {

@@ -303,7 +303,7 @@ const cancelWait = 10 * time.Minute
 
 // await waits for a job's end. If the run is cancelled, so is the job.
 func (r *run) await(ctx context.Context, id string) error {
-	if err := r.until(ctx, id); err == nil || !errors.Is(context.Cause(ctx), job.ErrCancelled) {
+	if err := r.p.until(ctx, id); err == nil || !errors.Is(context.Cause(ctx), job.ErrCancelled) {
 		return err
 	}
 	rest, cancel := context.WithTimeout(context.WithoutCancel(ctx), cancelWait)
@@ -311,22 +311,7 @@ func (r *run) await(ctx context.Context, id string) error {
 	if _, err := r.p.opts.Engine.Cancel(rest, id, "the run of the plan was cancelled"); err != nil && !errors.Is(err, job.ErrEnded) && !errors.Is(err, job.ErrTooLate) {
 		r.Log("job " + id + " is not cancelled: " + err.Error())
 	}
-	return errors.Join(context.Cause(ctx), r.until(rest, id))
-}
-
-func (r *run) until(ctx context.Context, id string) error {
-	watching, cancel := context.WithCancel(ctx)
-	defer cancel()
-	events, err := r.p.opts.Engine.Watch(watching, id)
-	if err != nil {
-		return err
-	}
-	for e := range events {
-		if e.Job.State.Ended() {
-			return nil
-		}
-	}
-	return context.Cause(ctx)
+	return errors.Join(context.Cause(ctx), r.p.until(rest, id))
 }
 
 // finished says what came of a machine's job.

@@ -2,7 +2,7 @@
 // whose tasks are the steps of package plan, and which start the operations on
 // items as jobs of their own.
 //
-// It owns no goroutine. A run goes on after a crash of the server: jobs that it
+// It owns no goroutine but in Run, which starts drills. A run goes on after a crash of the server: jobs that it
 // has started are found again by what they were started for, and an action that
 // was begun is not begun again unless the plan says that it may be.
 package planner
@@ -117,6 +117,7 @@ type Options struct {
 	Switches   Switches
 	Groups     Groups
 	Guests     Guests // nil: guest agents cannot be reached
+	Evidence   Evidence
 	// Scripts and Secrets are the directories of the scripts that plans may run
 	// and of the files that they may read secrets from; empty: none.
 	Scripts, Secrets string
@@ -159,7 +160,7 @@ func New(o Options) (*Planner, error) {
 		o.Publish = func(api.Event) {}
 	}
 	p := &Planner{opts: o, log: o.Logger, now: o.Now, parsed: map[string]*plan.Plan{}}
-	return p, o.Engine.Register(p.runKind())
+	return p, o.Engine.Register(p.runKind(), p.drillKind())
 }
 
 // kindRun is the job of a run.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -36,6 +37,14 @@ func standing(j job.Job, pl *plan.Plan) ([]member, map[string]outcome, error) {
 	return members, out, nil
 }
 
+// decodeInput decodes what a job was submitted with.
+func decodeInput(j job.Job, v any) error {
+	if err := json.Unmarshal(j.Input, v); err != nil {
+		return fmt.Errorf("decode input of job %s: %w", j.ID, err)
+	}
+	return nil
+}
+
 // GetRun returns a run in full, by its job.
 func (p *Planner) GetRun(ctx context.Context, id string) (api.PlanRun, error) {
 	j, err := p.opts.Engine.Get(ctx, id)
@@ -46,7 +55,7 @@ func (p *Planner) GetRun(ctx context.Context, id string) (api.PlanRun, error) {
 		return api.PlanRun{}, err
 	}
 	var in runInput
-	if err := json.Unmarshal(j.Input, &in); err != nil {
+	if err := decodeInput(j, &in); err != nil {
 		return api.PlanRun{}, err
 	}
 	pl, err := p.parse(in.Text)

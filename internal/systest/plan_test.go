@@ -65,6 +65,7 @@ func TestPlan(t *testing.T) {
 	if run := w.lastRun("test"); run.Outcome != "succeeded" || hooks() != "Test hush" || run.Steps[len(run.Steps)-2].Output != `  "FailoverType": "Test",` {
 		t.Fatalf("the test: %+v; the hook was told %q", run, hooks())
 	}
+	w.reportOf(w.lastRun("test").Job)
 	w.runs("clean-up", "--note", "they boot")
 	w.said("data swept")
 	if n := w.recoveredCount(); n != 0 {
@@ -167,6 +168,24 @@ func (w *world) runs(kind string, more ...string) {
 		w.t.Fatalf("the %s is %s: %v\n%s", kind, job.State, job.Warnings, out)
 	}
 	w.t.Log(out)
+}
+
+// reportOf has the run reported, verifies that, and makes a page of it.
+func (w *world) reportOf(job string) {
+	w.t.Helper()
+	at := func(name string) string { return filepath.Join(w.Dir, name) }
+	w.cli("report", "key", "-o", at("key.pem"))
+	w.cli("report", "get", job, "-o", at("report.json"))
+	w.t.Log(w.cli("report", "verify", at("report.json"), "--key", at("key.pem")))
+	w.cli("report", "page", at("report.json"), "--key", at("key.pem"), "-o", at("report.html"))
+	page, err := os.ReadFile(at("report.html"))
+	w.must(err)
+	if !strings.Contains(string(page), "data:image/png;base64,") || !strings.Contains(string(page), "GUEST-READY") {
+		w.t.Fatalf("the page lacks the picture of a console, or what it said, in %d bytes", len(page))
+	}
+	if keep := os.Getenv("HOLDFAST_KEEP"); keep != "" {
+		w.must(os.WriteFile(filepath.Join(keep, "report.html"), page, 0o644))
+	}
 }
 
 // recoveredReady waits until so many recovered guests are ready.

@@ -67,7 +67,7 @@ func New(now time.Time) *World {
 // Service returns the world in the roles of an httpd.Service.
 func (w *World) Service() httpd.Service {
 	return httpd.Service{Sites: w, Machines: w, Items: w, Points: w, Jobs: w, Vault: w, Events: w.Log, Health: w,
-		Tests: w, Failovers: w, Replications: w, Plans: w, Runs: w, Groups: w}
+		Tests: w, Failovers: w, Replications: w, Plans: w, Runs: w, Groups: w, Reports: w}
 }
 
 // Change calls f with the world locked, then wakes all who watch jobs.

@@ -20,6 +20,8 @@ type Planning struct {
 	Checked api.PlanCheck
 	Changes api.PlanChanges
 	Run     api.PlanRun
+	// Envelope is the report of any run, Key the public key of reports.
+	Envelope, Key []byte
 }
 
 func (w *World) plan(name string) (api.Plan, error) {
@@ -113,6 +115,25 @@ func (w *World) GetRun(_ context.Context, job string) (api.PlanRun, error) {
 	defer w.mu.Unlock()
 	return w.Run, err
 }
+
+// DrillPlan implements httpd.Runs.
+func (w *World) DrillPlan(_ context.Context, plan, by string) (api.Job, error) {
+	if err := w.call("DrillPlan", plan, by); err != nil {
+		return api.Job{}, err
+	}
+	if _, err := w.plan(plan); err != nil {
+		return api.Job{}, err
+	}
+	return w.startJob("plan_drill", ""), nil
+}
+
+// Report implements httpd.Reports.
+func (w *World) Report(_ context.Context, job string) ([]byte, error) {
+	return w.Envelope, w.call("Report", job)
+}
+
+// ReportKey implements httpd.Reports.
+func (w *World) ReportKey(context.Context) ([]byte, error) { return w.Key, w.call("ReportKey") }
 
 // AnswerJob implements httpd.Runs.
 func (w *World) AnswerJob(_ context.Context, job, by string, answer api.Answer) (api.Job, error) {

@@ -56,6 +56,8 @@ const (
 	CodeNotGuarded         Code = "HF1503"
 	CodeMachineGone        Code = "HF1504"
 	CodeAppPointFailed     Code = "HF1601"
+	CodePlanItemGone       Code = "HF1701"
+	CodeDrillFailed        Code = "HF1702"
 )
 
 // Finding is one thing about an item that is not as it should be, with its
@@ -144,6 +146,12 @@ func Findings() []Finding {
 		f(CodeAppPointFailed, "app_point_failed", SeverityWarning, "The last application-consistent recovery point could not be made",
 			"The guest agent does not answer, or did not freeze the file systems in time; a crash-consistent point was made in its place",
 			"Look whether the guest agent runs in the machine, and at its freeze hooks"),
+		f(CodePlanItemGone, "plan_item_gone", SeverityCritical, "A recovery plan names an item that there is not",
+			"Its protection was disabled, or the name is misspelt; the plan would not bring that machine up",
+			"Protect that machine again, or take it out of the plan"),
+		f(CodeDrillFailed, "drill_failed", SeverityWarning, "The last drill of a recovery plan did not succeed",
+			"Some of its machines did not come up, or an action failed",
+			"See the run with holdfast plan result, put right what failed, and repeat it with holdfast plan drill"),
 	}
 }
 

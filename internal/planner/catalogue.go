@@ -90,7 +90,7 @@ func (p *Planner) show(ctx context.Context, rec holdfast.RecoveryPlan, items []a
 		out.Runs = append(out.Runs, summary(r))
 	}
 	for _, lost := range missing(pl, items) {
-		out.Findings = append(out.Findings, api.Finding{Code: "HF1701", Severity: string(holdfast.SeverityCritical), Summary: "plan " + rec.Name + " names item " + lost + ", which there is not",
+		out.Findings = append(out.Findings, api.Finding{Code: string(holdfast.CodePlanItemGone), Severity: string(holdfast.SeverityCritical), Summary: "plan " + rec.Name + " names item " + lost + ", which there is not",
 			Advice: "Protect that machine again, or take it out of the plan"})
 	}
 	if pl.Drill != nil {
@@ -98,7 +98,7 @@ func (p *Planner) show(ctx context.Context, rec holdfast.RecoveryPlan, items []a
 	}
 	for _, r := range rec.Runs {
 		if r.Drill && r.Kind == string(plan.Test) && r.Outcome != "succeeded" {
-			out.Findings = append(out.Findings, api.Finding{Code: "HF1702", Severity: string(holdfast.SeverityWarning), Summary: "the last drill of plan " + rec.Name + " is " + r.Outcome, Since: r.EndedAt,
+			out.Findings = append(out.Findings, api.Finding{Code: string(holdfast.CodeDrillFailed), Severity: string(holdfast.SeverityWarning), Summary: "the last drill of plan " + rec.Name + " is " + r.Outcome, Since: r.EndedAt,
 				Advice: "See holdfast plan result " + r.Job + ", put right what failed, and repeat it: holdfast plan drill " + rec.Name})
 		}
 	}

@@ -34,8 +34,9 @@ type printed struct {
 // for paper. Who signed is shown as it was found by Open.
 func Page(w io.Writer, r Report, who Signed) error {
 	t, err := template.New("page").Funcs(template.FuncMap{
-		"when": func(t time.Time) string { return moment(t) },
-		"span": func(s *float64) string { return span(s) },
+		"clock": clock,
+		"when":  func(t time.Time) string { return moment(t) },
+		"span":  func(s *float64) string { return span(s) },
 		"data": func(p *Picture) template.URL {
 			return template.URL("data:image/png;base64," + base64.StdEncoding.EncodeToString(p.PNG))
 		}, //nolint:gosec // our own encoding of bytes
@@ -71,6 +72,13 @@ func moment(t time.Time) string {
 		return "–"
 	}
 	return t.UTC().Format("2006-01-02 15:04:05 UTC")
+}
+
+func clock(t time.Time) string {
+	if t.IsZero() {
+		return "–"
+	}
+	return t.UTC().Format("15:04:05")
 }
 
 func span(s *float64) string {

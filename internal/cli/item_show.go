@@ -148,7 +148,11 @@ func (a *app) printFindings(w io.Writer, findings []api.Finding) {
 		if !f.Since.IsZero() {
 			since = ", since " + a.ago(f.Since)
 		}
-		fmt.Fprintf(w, "  %s %s: %s%s\n", a.out.grade(f.Severity, f.Severity), plain(f.Code), plain(f.Summary), since)
+		code := ""
+		if f.Code != "" {
+			code = " " + plain(f.Code)
+		}
+		fmt.Fprintf(w, "  %s%s: %s%s\n", a.out.grade(f.Severity, f.Severity), code, plain(f.Summary), since)
 		if f.Cause != "" {
 			fmt.Fprintf(w, "    cause: %s\n", plain(f.Cause))
 		}

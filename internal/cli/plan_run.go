@@ -133,6 +133,9 @@ func way(direction string) string {
 
 // printMembers prints the machines of a run as a table.
 func (a *app) printMembers(all []api.PlanMachine) {
+	if len(all) == 0 {
+		return
+	}
 	t := table{header: []string{"MACHINE", "GROUP", "STATE", "AT", ">RPO", ">RTO", "FROM"}}
 	for _, m := range all {
 		from := "-"

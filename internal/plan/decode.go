@@ -40,13 +40,11 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "; ")
 }
 
-// lineError is a problem that the reader of a value found.
-type lineError struct {
-	line int
-	text string
+// wrong is a problem that the reader of a value found, of a kind that lets the
+// reader go on: so all are told at once.
+func wrong(line int, format string, args ...any) error {
+	return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: ", line) + fmt.Sprintf(format, args...)}}
 }
-
-func (e *lineError) Error() string { return fmt.Sprintf("line %d: %s", e.line, e.text) }
 
 // Digest names a plan's text: the SHA-256 of it, in hexadecimal digits.
 func Digest(text string) string {
@@ -90,10 +88,6 @@ var (
 
 // explain says what the reader of YAML found, in a plan's words.
 func explain(err error) []Problem {
-	var one *lineError
-	if errors.As(err, &one) {
-		return []Problem{{one.line, one.text}}
-	}
 	lines := []string{err.Error()}
 	var many *yaml.TypeError
 	if errors.As(err, &many) {

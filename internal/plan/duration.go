@@ -20,7 +20,7 @@ func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
 	}
 	v, err := time.ParseDuration(text)
 	if err != nil || v < 0 || n.Kind != yaml.ScalarNode {
-		return &lineError{n.Line, fmt.Sprintf("%q is not a time span: want one like 90s, 10m, 24h or 7d", text)}
+		return wrong(n.Line, "%q is not a time span: want one like 90s, 10m, 24h or 7d", text)
 	}
 	*d = Duration(v)
 	return nil

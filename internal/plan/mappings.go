@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -24,7 +23,7 @@ func (m *Machine) UnmarshalYAML(n *yaml.Node) error {
 		return nil
 	}
 	if n.Kind != yaml.MappingNode {
-		return &lineError{n.Line, "a machine is the name of an item, or a mapping with item"}
+		return wrong(n.Line, "a machine is the name of an item, or a mapping with item")
 	}
 	// A node's Decode forgets that what is not known is an error.
 	if err := knownOnly(n, fields("machineFields")); err != nil {
@@ -45,7 +44,7 @@ func knownOnly(n *yaml.Node, known []string) error {
 	for i := 0; n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
 		key := n.Content[i]
 		if !slices.Contains(known, key.Value) {
-			return &lineError{key.Line, fmt.Sprintf("%s is not known here: want one of %s", key.Value, strings.Join(known, ", "))}
+			return wrong(key.Line, "%s is not known here: want one of %s", key.Value, strings.Join(known, ", "))
 		}
 	}
 	return nil

@@ -233,3 +233,13 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestAllProblemsAtOnce names everything that is wrong with a text, not only the
+// first.
+func TestAllProblemsAtOnce(t *testing.T) {
+	_, err := plan.Parse("name: shop\ngroups:\n  - name: a\n    machines: [{item: x, verify: {agnet: true}}, {itm: y}]\n    after: [{name: b, wait: {ping: c}, timeout: soon}]\ndrills: {every: 1d}\n")
+	var wrong *plan.Error
+	if !errors.As(err, &wrong) || len(wrong.Problems) != 4 {
+		t.Errorf("%v", err)
+	}
+}

@@ -104,6 +104,9 @@ func expected(pl *plan.Plan, in runInput, members []member) *float64 {
 		}
 		total += slowest
 	}
+	if total == 0 {
+		return nil // nobody takes part
+	}
 	return &total
 }
 

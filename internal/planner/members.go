@@ -89,6 +89,9 @@ func (r *run) resolve(ctx context.Context) error {
 			r.Log(fmt.Sprintf("%s: %s", m.Item, pointText(*m.Point)))
 		}
 	}
+	if err := r.SaveState(ctx, members); err != nil {
+		return err
+	}
 	e := &holdfast.Error{Kind: holdfast.KindNotAllowed, Op: "run plan", Thing: r.in.Name}
 	switch {
 	case len(failed) > 0 && r.stops():
@@ -99,7 +102,7 @@ func (r *run) resolve(ctx context.Context) error {
 		return e
 	}
 	r.Log(fmt.Sprintf("%d machines take part, %d are skipped, %d cannot", len(going), len(skipped), len(failed)))
-	return r.SaveState(ctx, members)
+	return nil
 }
 
 // stops says of the run that the first failure stops it.

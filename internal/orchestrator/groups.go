@@ -399,6 +399,45 @@ func (c *Orchestrator) MakeGroupPoint(ctx context.Context, name string, req api.
 	return c.apiJob(ctx, j), nil
 }
 
+// scheduleGroupPoint makes an application-consistent point of an item's group when
+// one is due: as often as the member wants that wants it most often. The first
+// member by name looks after it.
+func (c *Orchestrator) scheduleGroupPoint(ctx context.Context, it holdfast.Item, ob observation) {
+	items, err := c.members(ctx, it.Group)
+	if err != nil || items[0].ID != it.ID || !ob.ready() {
+		return
+	}
+	var every time.Duration
+	for _, m := range items {
+		if m.State != holdfast.StateProtected || m.CurrentJob != "" {
+			return
+		}
+		if e := m.Policy.WithDefaults().AppPointInterval; e > 0 && (every == 0 || e < every) {
+			every = e
+		}
+	}
+	key := "group/" + it.Group
+	c.mu.Lock()
+	last := c.appPoints[key].at
+	c.mu.Unlock()
+	for _, p := range ob.history.Points {
+		if p.Consistency == holdfast.ConsistencyApp && p.Group != "" && p.Time.After(last) {
+			last = p.Time
+		}
+	}
+	if every == 0 || c.now().Sub(last) < every {
+		return
+	}
+	in := groupPointInput{Title: "Make a recovery point of group " + it.Group, Group: it.Group, pointInput: pointInput{App: true}}
+	if _, err := c.engine.Submit(ctx, kindGroupPoint, key, in); err != nil {
+		if !errors.Is(err, job.ErrBusy) {
+			c.log.Error("application-consistent point is not made", "group", it.Group, "error", err)
+		}
+		return
+	}
+	c.noteAppPoint(key, "") // whatever comes of it: the next is due later
+}
+
 func (c *Orchestrator) groupPointKind() job.Kind {
 	return job.Kind{Name: kindGroupPoint, Title: "Make a recovery point of a group", Tasks: []job.Task{{Name: "point", Title: "Mark the present moment", Run: c.makeGroupPoint}}}
 }
@@ -417,6 +456,13 @@ func (c *Orchestrator) makeGroupPoint(ctx context.Context, step *job.Step) error
 			_, err := c.markGroup(ctx, items, in.pointInput, step.JobID(), holdfast.ConsistencyApp)
 			return err
 		})
+		problem := ""
+		if err != nil {
+			problem = "of group " + in.Group + ": " + err.Error()
+		}
+		for _, it := range items {
+			c.noteAppPoint(it.ID, problem)
+		}
 		if err == nil {
 			return nil
 		}

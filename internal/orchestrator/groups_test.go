@@ -122,6 +122,48 @@ func TestGroupPoints(t *testing.T) {
 	}
 }
 
+// TestGroupSchedule has application-consistent points made by themselves, of the
+// whole group, and says of its items what stood in the way.
+func TestGroupSchedule(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	m := providertest.FakeMachine("m2", "web")
+	m.Disks = []provider.Disk{{ID: "vda", Size: 64 << 10, Format: "raw", Boot: true}}
+	r.primary.AddMachine(m)
+	r.primary.SetAgent("m1", 1)
+	r.primary.SetAgent("m2", 1)
+	for _, name := range three[:2] {
+		r.done(r.ProtectMachine(t.Context(), api.Protect{Machine: name, Site: "primary", RecoverySite: "recovery", Policy: api.Policy{AppPointInterval: 3600}}))
+	}
+	own := func() int {
+		p, err := r.ListPoints(t.Context(), machine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, x := range p.Points {
+			if x.Consistency == "app" {
+				n++
+			}
+		}
+		return n
+	}
+	r.eventually("each has a point of its own", func() bool { return own() == 1 })
+	if _, err := r.ChangeGroup(t.Context(), "town", api.ChangeGroup{Add: three[:2]}); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the group has one", func() bool { g := r.group(); return len(g.Points) == 1 && g.Points[0].Consistency == "app" })
+	time.Sleep(50 * time.Millisecond)
+	if n := len(r.group().Points); n != 1 || own() != 2 {
+		t.Errorf("there are %d points of the group, %d of the first member", n, own())
+	}
+	r.primary.SetAgent("m2", 0)
+	r.groupPoint("loud", true)
+	r.eventually("the item says so", func() bool {
+		return slices.ContainsFunc(r.item().Health.Findings, func(f api.Finding) bool { return f.Code == "HF1601" && strings.Contains(f.Cause, "freeze web") })
+	})
+}
+
 // TestGroupLatest brings a group to its newest common moment, and falls back to
 // each machine's own only if asked.
 func TestGroupLatest(t *testing.T) {

@@ -164,6 +164,10 @@ type appPoint struct {
 
 // scheduleAppPoint makes an application-consistent point when one is due.
 func (c *Orchestrator) scheduleAppPoint(ctx context.Context, it holdfast.Item, ob observation) {
+	if it.Group != "" {
+		c.scheduleGroupPoint(ctx, it, ob)
+		return
+	}
 	every := it.Policy.WithDefaults().AppPointInterval
 	if every <= 0 || it.State != holdfast.StateProtected || !ob.ready() || it.CurrentJob != "" {
 		return

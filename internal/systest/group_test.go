@@ -101,8 +101,37 @@ func TestGroupIsOneMoment(t *testing.T) {
 	if len(seen) < moments/2 || ahead < moments/2 {
 		t.Errorf("the guests counted too slowly for this to show anything: %d numbers, %d ahead of a moment before", len(seen), ahead)
 	}
-	w.runs("unplanned")
+	w.losesSite(names)
+	run := w.runs("unplanned")
+	var numbers []uint64
+	for _, m := range run.Machines {
+		numbers = append(numbers, w.numberAt(streams[m.ID], *m.Point))
+	}
+	t.Logf("after the loss of the site the guests have %v", numbers)
+	if numbers[0] == 0 || numbers[1] > numbers[0] || numbers[2] > numbers[1] {
+		t.Errorf("after the loss of the site the guests have %v: one is ahead of who told it", numbers)
+	}
 	w.checkVault()
+}
+
+// losesSite kills the gateway and the guests, in any order and as quickly as that
+// goes.
+func (w *world) losesSite(names []string) {
+	w.t.Helper()
+	pids, err := w.GatewayPIDs()
+	w.must(err)
+	kills := []func(){func() {
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // the ingest process ends with the other
+		}
+	}}
+	for _, name := range names {
+		kills = append(kills, func() { w.must(w.KillMachine(name)) })
+	}
+	rand.Shuffle(len(kills), func(i, j int) { kills[i], kills[j] = kills[j], kills[i] })
+	for _, kill := range kills {
+		kill()
+	}
 }
 
 func nic(id, socket string) []string {

@@ -149,7 +149,7 @@ func (w *world) townPlan() func() string {
 }
 
 // runs runs the plan, and answers what it asks.
-func (w *world) runs(kind string, more ...string) {
+func (w *world) runs(kind string, more ...string) api.PlanRun {
 	w.t.Helper()
 	var job api.Job
 	w.must(w.JSON(w.t.Context(), &job, append([]string{"plan", "run", "town", "--as", kind, "--yes", "--no-wait"}, more...)...))
@@ -168,6 +168,9 @@ func (w *world) runs(kind string, more ...string) {
 		w.t.Fatalf("the %s is %s: %v\n%s", kind, job.State, job.Warnings, out)
 	}
 	w.t.Log(out)
+	var run api.PlanRun
+	w.must(w.JSON(w.t.Context(), &run, "plan", "result", job.ID))
+	return run
 }
 
 // reportOf has the run reported, verifies that, and makes a page of it.

@@ -196,7 +196,7 @@ func (c *Orchestrator) pastOf(ctx context.Context, it holdfast.Item) (memberPast
 	ranges := s.Ranges(it.Timeline)
 	for i, r := range ranges {
 		to := r.Confirmed
-		if r.Open {
+		if r.Open && known.After(to) {
 			to = known
 		}
 		if open := r.Open && i == len(ranges)-1; !open && r.ToTime.Before(to) {

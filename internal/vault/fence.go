@@ -125,6 +125,23 @@ type ForkOptions struct {
 	Disks []Disk
 }
 
+// confirmedOf returns until when a timeline's source is known to have missed nothing,
+// as far as that is in the vault; zero if nobody knows.
+func (s *Stream) confirmedOf(ctx context.Context, tl holdfast.TimelineID) time.Time {
+	c, err := s.Canary(ctx)
+	if err != nil || c.Timeline != tl {
+		return time.Time{}
+	}
+	return earlier(c.Confirmed, c.Time)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
 // Fork begins a new timeline at a position of another, whose past it shares. It
 // closes nothing. It is durable when it returns.
 func (s *Stream) Fork(ctx context.Context, o ForkOptions) (holdfast.TimelineID, error) {
@@ -145,7 +162,7 @@ func (s *Stream) Fork(ctx context.Context, o ForkOptions) (holdfast.TimelineID, 
 		}
 		err = s.v.putNew(ctx, timelineName(s.desc.ID, id), timelineDescriptor{
 			Format: FormatVersion, ID: id, Parent: o.From, ForkAt: o.At, Generation: o.Generation, Reason: o.Reason, CreatedAt: at,
-			Disks: s.disksOfFork(o),
+			Disks: s.disksOfFork(o), Confirmed: s.confirmedOf(ctx, o.From),
 		})
 		if errors.Is(err, objstore.ErrExists) {
 			continue

@@ -179,12 +179,15 @@ func (s *Stream) stretches(parts []part) []Range {
 		}
 	}
 	var last holdfast.Position
-	var lastAt time.Time
+	var lastAt, before time.Time // before: confirmed of what was open where the timeline forks
 	var disks []Disk
-	for _, p := range parts {
+	for i, p := range parts {
+		if before = p.t.desc.Confirmed; i > 0 && parts[i-1].t.tail.Position > p.t.desc.ForkAt {
+			before = earlier(before, lastAt) // it went back: what came after is not its past
+		}
 		// Nobody has noted a consistent moment with other disks yet.
 		if now := s.disksOf(p.t.desc.ID); disks == nil || !slices.Equal(disks, now) {
-			end(last, lastAt, time.Time{})
+			end(last, lastAt, before)
 			disks = now
 		}
 		for _, m := range p.t.marks {
@@ -195,8 +198,12 @@ func (s *Stream) stretches(parts []part) []Range {
 			case MarkConsistent:
 				if !open {
 					out, open = append(out, Range{From: m.pos, FromTime: m.at}), true
+					before = time.Time{}
 				}
 			case MarkInconsistent:
+				if m.Confirmed.Before(before) {
+					m.Confirmed = before
+				}
 				end(m.pos, m.at, m.Confirmed)
 			}
 		}
@@ -205,7 +212,7 @@ func (s *Stream) stretches(parts []part) []Range {
 		}
 	}
 	if open {
-		end(last, lastAt, time.Time{})
+		end(last, lastAt, before)
 		out[len(out)-1].Open = true
 	}
 	return out

@@ -43,6 +43,9 @@ type timelineDescriptor struct {
 	CreatedAt  time.Time           `json:"created_at"` // not before the position where it forks
 	// Disks are those of the machine from here on; nil: those of the parent.
 	Disks []Disk `json:"disks,omitempty"`
+	// Confirmed is until when the parent's source is known to have missed nothing, as
+	// the canary had it at the fork; zero: not known.
+	Confirmed time.Time `json:"confirmed,omitzero"`
 }
 
 // timeline is what is loaded of one.

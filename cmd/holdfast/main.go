@@ -26,10 +26,13 @@ func main() {
 	os.Exit(cli.Run(ctx, cli.Env{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Version: version(),
 		IsTerminal: isTerminal, Width: width, ReadSecret: readSecret,
-		ExtraCommands: func() []*cobra.Command {
-			return []*cobra.Command{serverCommand(), gatewayCommand(), inspectCommand(), hookCommand()}
-		},
+		ExtraCommands: extraCommands,
 	}, os.Args[1:]))
+}
+
+// extraCommands are the commands that are no clients of a server.
+func extraCommands() []*cobra.Command {
+	return []*cobra.Command{serverCommand(), gatewayCommand(), inspectCommand(), offlineCommands(), hookCommand()}
 }
 
 // version says what this program is.

@@ -14,8 +14,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/spf13/cobra"
-
 	"github.com/holdfast-dr/holdfast/internal/cli"
 )
 
@@ -97,9 +95,7 @@ func inStrings(name string, look func(where, text string)) error {
 func isCommand(t *testing.T, words string) bool {
 	t.Helper()
 	var out bytes.Buffer
-	cli.Run(context.Background(), cli.Env{Stdout: &out, Stderr: &out, Getenv: func(string) string { return "" }, ExtraCommands: func() []*cobra.Command {
-		return []*cobra.Command{serverCommand(), gatewayCommand(), inspectCommand(), hookCommand()}
-	}}, append(strings.Fields(words), "--help"))
+	cli.Run(context.Background(), cli.Env{Stdout: &out, Stderr: &out, Getenv: func(string) string { return "" }, ExtraCommands: extraCommands}, append(strings.Fields(words), "--help"))
 	m := usageLine.FindStringSubmatch(out.String())
 	return m != nil && (m[1] == words || !strings.Contains(out.String(), "Available Commands:"))
 }

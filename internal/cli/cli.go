@@ -61,7 +61,8 @@ type Env struct {
 	Width func() int
 	// Client makes clients. Nil: api.NewClient.
 	Client func(api.ClientOptions) (*api.Client, error)
-	// ExtraCommands returns commands that are main's, like server and gateway.
+	// ExtraCommands returns commands that are main's, like server and gateway; one
+	// with the name of a group has commands for that.
 	ExtraCommands func() []*cobra.Command
 	// Now returns the time. Nil: time.Now.
 	Now func() time.Time
@@ -145,7 +146,13 @@ func (a *app) root() *cobra.Command {
 	)
 	root.AddCommand(a.plans(), a.groups(), a.reports())
 	root.AddCommand(a.lifecycle()...)
-	root.AddCommand(a.ExtraCommands()...)
+	for _, extra := range a.ExtraCommands() {
+		if mine, _, err := root.Find([]string{extra.Name()}); err == nil && mine != root {
+			mine.AddCommand(extra.Commands()...) // more commands of a group
+		} else {
+			root.AddCommand(extra)
+		}
+	}
 	return root
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -111,7 +110,7 @@ func (a *app) openReport(ctx context.Context, name string, keys []string) (repor
 	case errors.Is(err, report.ErrUntrusted) && len(trusted) == 0:
 		return out, who, errPart
 	case errors.Is(err, report.ErrUntrusted):
-		return out, who, &api.Problem{Code: api.CodeInvalid, Detail: name + " is not signed by a key that was given", Cause: fmt.Sprintf("it was changed, or signed with %s", strings.Join(who.Keys, ", ")),
+		return out, who, &api.Problem{Code: api.CodeInvalid, Detail: name + " is not signed by a key that was given", Cause: "it was signed by " + who.Key,
 			Hint: "Ask for the report again where it was made, and compare the key with holdfast report key"}
 	}
 	return out, who, &api.Problem{Code: api.CodeInvalid, Detail: name + " is no report", Cause: err.Error(), Hint: "Ask for the report again where it was made: holdfast report get JOB"}
@@ -141,9 +140,9 @@ given, and 3 if no key is given: then nobody vouches for it.`,
 }
 
 func (a *app) printReport(r report.Report, who report.Signed) {
-	signed := a.out.green("signed by " + who.Trusted + ", which is trusted")
-	if who.Trusted == "" {
-		signed = a.out.yellow("nobody vouches for it: give the key with --key; it says that it was signed with " + plain(strings.Join(who.Keys, ", ")))
+	signed := a.out.green("signed by " + who.Key + ", which is trusted")
+	if !who.Trusted {
+		signed = a.out.yellow("nobody vouches for it: give the key with --key; it was signed by " + who.Key)
 	}
 	met := "none set"
 	if r.Objectives.Met != nil {

@@ -17,10 +17,16 @@ import (
 func LoadKey(name string) (ed25519.PrivateKey, error) {
 	data, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return makeKey(name)
+		if key, err := makeKey(name); !errors.Is(err, fs.ErrExist) {
+			return key, err
+		}
+		data, err = os.ReadFile(name) // somebody else was quicker
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read key of reports: %w", err)
+	}
+	if st, err := os.Stat(name); err != nil || st.Mode().Perm()&0o077 != 0 {
+		return nil, errors.Join(err, fmt.Errorf("read key of reports: others may read %s: chmod 600 it, and make a new one if they did", name))
 	}
 	block, _ := pem.Decode(data)
 	if block == nil || block.Type != "PRIVATE KEY" {
@@ -91,7 +97,12 @@ func ParsePublic(data []byte) (ed25519.PublicKey, error) {
 	if block == nil || block.Type != "PUBLIC KEY" {
 		return nil, errors.New("want a PEM file with a public key")
 	}
-	key, err := x509.ParsePKIXPublicKey(block.Bytes)
+	return parseSPKI(block.Bytes)
+}
+
+// parseSPKI reads a public key from DER.
+func parseSPKI(der []byte) (ed25519.PublicKey, error) {
+	key, err := x509.ParsePKIXPublicKey(der)
 	if err != nil {
 		return nil, err
 	}

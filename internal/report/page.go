@@ -1,6 +1,7 @@
 package report
 
 import (
+	"bytes"
 	_ "embed"
 	"encoding/base64"
 	"fmt"
@@ -47,7 +48,23 @@ func Page(w io.Writer, r Report, who Signed) error {
 	}
 	d := printed{Report: r, Signed: who, Verdict: r.Run.Outcome}
 	d.Bars, d.Whole = bars(r.Run)
-	return t.Execute(w, d)
+	var page bytes.Buffer
+	if err := t.Execute(&page, d); err != nil {
+		return err
+	}
+	_, err = w.Write(bytes.Map(visible, page.Bytes()))
+	return err
+}
+
+// visible replaces characters that show nothing, or change how others are shown.
+func visible(r rune) rune {
+	switch {
+	case r == '\n' || r == '\t':
+		return r
+	case r < ' ' || r >= 0x7f && r < 0xa0, r >= 0x200b && r <= 0x200f, r >= 0x202a && r <= 0x202e, r >= 0x2060 && r <= 0x2069, r == 0xfeff:
+		return '\uFFFD'
+	}
+	return r
 }
 
 // bars lays the steps out on the time of the run.

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
@@ -43,6 +44,9 @@ type Report struct {
 	CleanUp    *api.PlanRun      `json:"clean_up,omitempty"` // of a test
 	Objectives Objectives        `json:"objectives"`
 	Evidence   []Evidence        `json:"evidence"` // by machine
+	// Key is the public key that has signed the report, as DER: with it a change is
+	// noticed, but who vouches is said only by a key that came another way.
+	Key []byte `json:"key"`
 }
 
 // Plan is the text that ran.
@@ -79,11 +83,15 @@ type Task struct {
 	Error   string   `json:"error,omitempty"`
 }
 
-// Picture is a picture of a console, as PNG.
+// Picture is a picture of a console, as PNG; of one that was too large for the
+// report only the digest.
 type Picture struct {
 	SHA256 string `json:"sha256"`
-	PNG    []byte `json:"png"`
+	PNG    []byte `json:"png,omitempty"`
 }
+
+// maxPictures is how much of pictures a report has, in bytes.
+const maxPictures = 24 << 20
 
 // NewPicture returns a picture with its digest.
 func NewPicture(png []byte) *Picture {
@@ -131,14 +139,15 @@ func (s signer) Public() crypto.PublicKey { return s.public }
 
 // Sign returns the report in a DSSE envelope.
 func Sign(ctx context.Context, r Report, key ed25519.PrivateKey) ([]byte, error) {
-	r.Schema = Schema
-	body, err := json.Marshal(r)
-	if err != nil {
-		return nil, fmt.Errorf("encode report: %w", err)
-	}
 	public, ok := key.Public().(ed25519.PublicKey)
 	if !ok {
 		return nil, errors.New("sign report: no ed25519 key")
+	}
+	r.Schema, r.Key = Schema, spki(public)
+	r.Evidence = within(r.Evidence, maxPictures)
+	body, err := json.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("encode report: %w", err)
 	}
 	s, err := dsse.NewEnvelopeSigner(signer{key, public})
 	if err != nil {
@@ -148,34 +157,38 @@ func Sign(ctx context.Context, r Report, key ed25519.PrivateKey) ([]byte, error)
 	if err != nil {
 		return nil, fmt.Errorf("sign report: %w", err)
 	}
-	out, err := json.MarshalIndent(env, "", " ")
-	return append(out, '\n'), err
+	return encode(env)
+}
+
+// within leaves out pictures beyond a limit; their digests stay.
+func within(all []Evidence, limit int) []Evidence {
+	out := slices.Clone(all)
+	for i, e := range out {
+		if e.Shot == nil {
+			continue
+		}
+		if limit -= len(e.Shot.PNG); limit < 0 {
+			out[i].Shot = &Picture{SHA256: e.Shot.SHA256}
+		}
+	}
+	return out
 }
 
 // Signed says who signed a report.
 type Signed struct {
-	Keys    []string // ids of the keys that the envelope names
-	Trusted string   // id of the given key that has signed; empty: none
+	Key     string // id of the key that has signed it, whoever that is
+	Trusted bool   // that key is one of those that were given
 }
 
 // Open reads a report and says who signed it. It fails with ErrInvalid if it is
-// none, and with ErrUntrusted, and the report all the same, if none of the keys has
-// signed what is in it: then nobody vouches for any of it.
+// none, or if a byte of it was changed since it was signed; and with ErrUntrusted,
+// and the report all the same, if the key that has signed it is none of those that
+// are given: then nobody vouches for any of it.
 func Open(ctx context.Context, envelope []byte, trusted ...ed25519.PublicKey) (Report, Signed, error) {
 	invalid := func(err error) (Report, Signed, error) {
 		return Report{}, Signed{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if len(envelope) > MaxSize {
-		return invalid(fmt.Errorf("it has more than %d bytes", MaxSize))
-	}
-	var env dsse.Envelope
-	if err := strict(envelope, &env); err != nil {
-		return invalid(err)
-	}
-	if env.PayloadType != PayloadType {
-		return invalid(fmt.Errorf("its payload is %q, not a report", env.PayloadType))
-	}
-	body, err := env.DecodeB64Payload()
+	env, body, err := unwrap(envelope)
 	if err != nil {
 		return invalid(err)
 	}
@@ -186,24 +199,63 @@ func Open(ctx context.Context, envelope []byte, trusted ...ed25519.PublicKey) (R
 	if r.Schema != Schema {
 		return invalid(fmt.Errorf("it is of schema %q; this version reads %s", r.Schema, Schema))
 	}
+	key, err := parseSPKI(r.Key)
+	if err != nil {
+		return invalid(fmt.Errorf("the key in it: %w", err))
+	}
+	v, err := dsse.NewEnvelopeVerifier(signer{public: key})
+	if err == nil {
+		_, err = v.Verify(ctx, env)
+	}
+	if err == nil && env.Signatures[0].KeyID != KeyID(key) {
+		err = errors.New("the signature names another key")
+	}
+	if err != nil {
+		return invalid(fmt.Errorf("it was changed since it was signed: %w", err))
+	}
 	if err := r.check(); err != nil {
 		return invalid(err)
 	}
-	var who Signed
-	for _, s := range env.Signatures {
-		who.Keys = append(who.Keys, s.KeyID)
+	who := Signed{Key: KeyID(key), Trusted: slices.ContainsFunc(trusted, func(k ed25519.PublicKey) bool { return k.Equal(key) })}
+	if !who.Trusted {
+		return r, who, ErrUntrusted
 	}
-	for _, k := range trusted {
-		v, err := dsse.NewEnvelopeVerifier(signer{public: k})
-		if err != nil {
-			return invalid(err)
-		}
-		if _, err := v.Verify(ctx, &env); err == nil {
-			who.Trusted = KeyID(k)
-			return r, who, nil
-		}
+	return r, who, nil
+}
+
+// unwrap reads the envelope, of which there is only one form: that of Sign.
+func unwrap(envelope []byte) (*dsse.Envelope, []byte, error) {
+	if len(envelope) > MaxSize {
+		return nil, nil, fmt.Errorf("it has more than %d bytes", MaxSize)
 	}
-	return r, who, ErrUntrusted
+	env := new(dsse.Envelope)
+	if err := strict(envelope, env); err != nil {
+		return nil, nil, err
+	}
+	if env.PayloadType != PayloadType {
+		return nil, nil, fmt.Errorf("its payload is %q, not a report", env.PayloadType)
+	}
+	body, err := base64.StdEncoding.Strict().DecodeString(env.Payload)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(env.Signatures) != 1 {
+		return nil, nil, fmt.Errorf("it has %d signatures, want one", len(env.Signatures))
+	}
+	if _, err := base64.StdEncoding.Strict().DecodeString(env.Signatures[0].Sig); err != nil {
+		return nil, nil, err
+	}
+	again, err := encode(env)
+	if err == nil && !bytes.Equal(again, envelope) {
+		err = errors.New("it is not written as reports are: it was changed")
+	}
+	return env, body, err
+}
+
+// encode writes an envelope.
+func encode(env *dsse.Envelope) ([]byte, error) {
+	out, err := json.MarshalIndent(env, "", " ")
+	return append(out, '\n'), err
 }
 
 // check looks whether the report's parts belong together.
@@ -212,7 +264,7 @@ func (r Report) check() error {
 		return errors.New("the plan's text is not the one of its digest")
 	}
 	for _, e := range r.Evidence {
-		if e.Shot == nil {
+		if e.Shot == nil || len(e.Shot.PNG) == 0 {
 			continue
 		}
 		if sum := sha256.Sum256(e.Shot.PNG); hex.EncodeToString(sum[:]) != e.Shot.SHA256 {

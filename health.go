@@ -55,6 +55,7 @@ const (
 	CodeTwoLiveCopies      Code = "HF1502"
 	CodeNotGuarded         Code = "HF1503"
 	CodeMachineGone        Code = "HF1504"
+	CodeAddressesLeft      Code = "HF1505"
 	CodeAppPointFailed     Code = "HF1601"
 	CodePlanItemGone       Code = "HF1701"
 	CodeDrillFailed        Code = "HF1702"
@@ -143,6 +144,9 @@ func Findings() []Finding {
 		f(CodeMachineGone, "machine_gone", SeverityCritical, "The recovered machine is gone",
 			"Somebody removed it, or its site has lost it; it cannot be reprotected or failed back",
 			"Until it is committed, change the recovery point: that makes it anew. Afterwards, disable protection, and protect what there is"),
+		f(CodeAddressesLeft, "addresses_left", SeverityWarning, "The machine is home, and its guest may still have the addresses of the other site",
+			"Its guest agent did not answer, or could not take them back",
+			"Start the guest agent: they are taken back within a minute; or look at the guest's network yourself, where what was added is called holdfast"),
 		f(CodeAppPointFailed, "app_point_failed", SeverityWarning, "The last application-consistent recovery point could not be made",
 			"The guest agent does not answer, or did not freeze the file systems in time; a crash-consistent point was made in its place",
 			"Look whether the guest agent runs in the machine, and at its freeze hooks"),
@@ -265,6 +269,7 @@ func (it Item) Assess(o Observation, now time.Time) []Finding {
 	add(o.TwoLiveCopies != "", CodeTwoLiveCopies, "%s", o.TwoLiveCopies)
 	add(o.NotGuarded != "", CodeNotGuarded, "%s", o.NotGuarded)
 	add(o.MachineGone != "", CodeMachineGone, "%s", o.MachineGone)
+	add(it.AddressesLeft() && it.CurrentJob == "", CodeAddressesLeft, "%d cards", len(it.Addressing.NICs))
 	add(o.AppPointFailed != "", CodeAppPointFailed, "%s", o.AppPointFailed)
 	rank := map[Severity]int{SeverityCritical: 0, SeverityWarning: 1, SeverityInfo: 2}
 	slices.SortStableFunc(found, func(a, b Finding) int {

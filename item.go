@@ -178,6 +178,8 @@ type Machines struct {
 	PrimaryEqual *StreamPosition `json:"primary_equal,omitempty"`
 	// Networks are what the last failover was told to put in the place of networks.
 	Networks map[string]string `json:"networks,omitempty"`
+	// Addressing is what the guest was told that its disks bring home with them.
+	Addressing Addressing `json:"addressing,omitzero"`
 }
 
 // Replication is what an item's machine is replicated as.

@@ -120,6 +120,7 @@ type Recovery struct {
 	Power         string    `json:"power" enum:"running,off,paused,unknown" doc:"Whether it runs"`
 	Point         Point     `json:"point" doc:"What it was recovered from"`
 	StartedAt     time.Time `json:"started_at,omitzero" doc:"When it was started"`
+	Addresses     []string  `json:"addresses,omitempty" nullable:"false" doc:"The fixed addresses that its guest was given"`
 	HydratedBytes int64     `json:"hydrated_bytes" doc:"How much of its disks is local"`
 	TotalBytes    int64     `json:"total_bytes" doc:"How much there is"`
 	NeedsView     bool      `json:"needs_view" doc:"Whether it still reads from the vault"`
@@ -145,8 +146,24 @@ type Failover struct {
 	Planned        bool              `json:"planned,omitempty" doc:"Shut the source down cleanly, bring over the rest, compare, and only then fail over: nothing is lost, or it does not happen"`
 	ShutdownSource bool              `json:"shutdown_source" doc:"Ask the source machine to shut down first, so that nothing is lost; it is no error if it does not answer"`
 	Networks       map[string]string `json:"networks,omitempty" doc:"By network of the source: the network of the other site that takes its place; others keep their names"`
+	Addressing     Addressing        `json:"addressing,omitzero" doc:"Addresses for the recovered machine's cards; without it the guest keeps its own. They are taken back when the machine is home again"`
 	TargetName     string            `json:"target_name,omitempty" maxLength:"64" pattern:"^([A-Za-z0-9][A-Za-z0-9._-]*)?$" doc:"The recovered machine's name; the source machine's if empty"`
 	IfVersion      int64             `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
+}
+
+// Addressing says which addresses the network cards of a machine are given in its
+// guest. Cards that it does not name keep what the guest gives them.
+type Addressing struct {
+	By   string `json:"by,omitempty" enum:"agent,cloud_init" doc:"What does it: the guest agent, once the machine has booted, or cloud-init when it boots; the agent if empty"`
+	NICs []NIC  `json:"nics" nullable:"false" maxItems:"64" doc:"The cards"`
+}
+
+// NIC says how a network card is addressed.
+type NIC struct {
+	Card      string   `json:"card,omitempty" maxLength:"128" doc:"Its MAC address, or the network that it is on at the source; empty: the only one"`
+	Addresses []string `json:"addresses" nullable:"false" minItems:"1" maxItems:"32" doc:"dhcp alone, or addresses with the length of their network's prefix, like 10.8.0.12/24"`
+	Gateways  []string `json:"gateways,omitempty" nullable:"false" maxItems:"2" doc:"At most one of each family"`
+	DNS       []string `json:"dns,omitempty" nullable:"false" maxItems:"8" doc:"Addresses of DNS servers"`
 }
 
 // The options of a failover.

@@ -4,15 +4,16 @@ import "time"
 
 // TestFailover asks for a copy of an item's machine, apart from the world.
 type TestFailover struct {
-	Option    string            `json:"option" enum:"latest,latest_processed,latest_app,point,time" doc:"Which recovery point"`
-	Point     string            `json:"point,omitempty" maxLength:"128" doc:"With option point: its id or name, or a position of 16 hexadecimal digits"`
-	Timeline  uint32            `json:"timeline,omitempty" doc:"With a position: its timeline; 0 for the present one"`
-	Time      time.Time         `json:"time,omitzero" doc:"With option time: the newest consistent position at or before this"`
-	Name      string            `json:"name,omitempty" maxLength:"64" pattern:"^([A-Za-z0-9][A-Za-z0-9._-]*)?$" doc:"The test machine's name; made from the item's if empty"`
-	Network   string            `json:"network,omitempty" maxLength:"64" doc:"A network of the site; empty: the test machine has no way out"`
-	Networks  map[string]string `json:"networks,omitempty" doc:"By network of the source: a network of the site that the cards on it are connected to; all others have no way out"`
-	Verify    *BootVerification `json:"verify,omitempty" doc:"Look whether it has booted"`
-	IfVersion int64             `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
+	Option     string            `json:"option" enum:"latest,latest_processed,latest_app,point,time" doc:"Which recovery point"`
+	Point      string            `json:"point,omitempty" maxLength:"128" doc:"With option point: its id or name, or a position of 16 hexadecimal digits"`
+	Timeline   uint32            `json:"timeline,omitempty" doc:"With a position: its timeline; 0 for the present one"`
+	Time       time.Time         `json:"time,omitzero" doc:"With option time: the newest consistent position at or before this"`
+	Name       string            `json:"name,omitempty" maxLength:"64" pattern:"^([A-Za-z0-9][A-Za-z0-9._-]*)?$" doc:"The test machine's name; made from the item's if empty"`
+	Network    string            `json:"network,omitempty" maxLength:"64" doc:"A network of the site; empty: the test machine has no way out"`
+	Networks   map[string]string `json:"networks,omitempty" doc:"By network of the source: a network of the site that the cards on it are connected to; all others have no way out"`
+	Addressing Addressing        `json:"addressing,omitzero" doc:"Addresses for the test machine's cards; without it the guest keeps its own"`
+	Verify     *BootVerification `json:"verify,omitempty" doc:"Look whether it has booted"`
+	IfVersion  int64             `json:"if_version,omitempty" minimum:"0" doc:"Refuse if the item's version is another; 0 for any. The header If-Match says the same"`
 }
 
 // BootVerification says how it is found out whether a test machine has booted.
@@ -93,14 +94,15 @@ type CancelItem struct{}
 
 // CheckOperation asks what an operation would do.
 type CheckOperation struct {
-	Operation string            `json:"operation" maxLength:"64" doc:"The operation, as in allowed_operations"`
-	Option    string            `json:"option,omitempty" enum:"latest,latest_processed,latest_app,point,time" doc:"Which recovery point"`
-	Point     string            `json:"point,omitempty" maxLength:"128" doc:"With option point"`
-	Timeline  uint32            `json:"timeline,omitempty" doc:"With a position"`
-	Time      time.Time         `json:"time,omitzero" doc:"With option time"`
-	Name      string            `json:"name,omitempty" maxLength:"64" doc:"The name of the machine that would be made"`
-	Network   string            `json:"network,omitempty" maxLength:"128" doc:"Of a test: the network"`
-	Networks  map[string]string `json:"networks,omitempty" doc:"By network of the source: the one that takes its place"`
+	Operation  string            `json:"operation" maxLength:"64" doc:"The operation, as in allowed_operations"`
+	Option     string            `json:"option,omitempty" enum:"latest,latest_processed,latest_app,point,time" doc:"Which recovery point"`
+	Point      string            `json:"point,omitempty" maxLength:"128" doc:"With option point"`
+	Timeline   uint32            `json:"timeline,omitempty" doc:"With a position"`
+	Time       time.Time         `json:"time,omitzero" doc:"With option time"`
+	Name       string            `json:"name,omitempty" maxLength:"64" doc:"The name of the machine that would be made"`
+	Network    string            `json:"network,omitempty" maxLength:"128" doc:"Of a test: the network"`
+	Networks   map[string]string `json:"networks,omitempty" doc:"By network of the source: the one that takes its place"`
+	Addressing Addressing        `json:"addressing,omitzero" doc:"Addresses for the machine's cards"`
 }
 
 // OperationCheck is what an operation would do, and what stands in its way.

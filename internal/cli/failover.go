@@ -15,6 +15,7 @@ type failoverOptions struct {
 	name                    string
 	networks                map[string]string
 	shutdownSource, planned bool
+	addresses               addressing
 	operating
 }
 
@@ -45,6 +46,9 @@ machine starts, and one that comes back later within seconds.`,
 			if err != nil {
 				return err
 			}
+			if request.Addressing, err = o.addresses.request(); err != nil {
+				return err
+			}
 			op := operation{name: "failover", path: "failover", body: request, check: o.check(request),
 				question: func(i api.Item) string { return failoverQuestion(i, request) }}
 			if o.planned {
@@ -57,6 +61,7 @@ machine starts, and one that comes back later within seconds.`,
 	o.choosing.flags(fs)
 	fs.BoolVar(&o.planned, "planned", false, "lose nothing: shut the source down, bring over the rest, compare; stop if that cannot be")
 	fs.StringToStringVar(&o.networks, "map-network", nil, "FROM=TO: a network of the other site in the place of one of the source; can be repeated")
+	o.addresses.flags(fs)
 	fs.BoolVar(&o.shutdownSource, "shutdown-source", false, "shut the source machine down first")
 	fs.StringVar(&o.name, "name", "", "the recovered machine's name; the source machine's if not given")
 	o.operating.flags(fs)

@@ -30,6 +30,7 @@ func (a *app) testStart() *cobra.Command {
 		point choosing
 		req   api.TestFailover
 		v     api.BootVerification
+		cards addressing
 	)
 	cmd := &cobra.Command{
 		Use: "start ITEM", Short: "Run a copy of the machine apart from the world, beside it and its replication", Args: cobra.ExactArgs(1),
@@ -46,8 +47,11 @@ holdfast test-failover clean-up. With --timeline you look into another timeline;
 			if v != (api.BootVerification{}) {
 				req.Verify = &v
 			}
+			if req.Addressing, err = cards.request(); err != nil {
+				return err
+			}
 			check := point.check(f)
-			check.Name, check.Network, check.Networks = req.Name, req.Network, req.Networks
+			check.Addressing, check.Name, check.Network, check.Networks = req.Addressing, req.Name, req.Network, req.Networks
 			return a.operate(cmd, args[0], o, operation{name: "test_failover", path: "test-failover", body: req, check: check})
 		},
 	}
@@ -55,6 +59,7 @@ holdfast test-failover clean-up. With --timeline you look into another timeline;
 	fs.StringVar(&req.Name, "name", "", "the test machine's name; made from the item's if not given")
 	fs.StringVar(&req.Network, "network", "", "a network of the site; without it the machine is isolated")
 	fs.StringToStringVar(&req.Networks, "map-network", nil, "FROM=TO: a network of the site for the cards on one of the source; all others have no way out; can be repeated")
+	cards.flags(fs)
 	fs.BoolVar(&v.Agent, "agent", false, "wait until its guest agent answers")
 	fs.StringVar(&v.Serial, "serial", "", "wait until its serial console shows this regular expression")
 	fs.BoolVar(&v.Ping, "ping", false, "wait until it answers a ping (under libvirt, with --network)")

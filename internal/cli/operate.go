@@ -161,7 +161,7 @@ func (o *choosing) request(a *app) (api.Failover, error) {
 }
 
 func (o *choosing) check(f api.Failover) api.CheckOperation {
-	return api.CheckOperation{Option: f.Option, Point: f.Point, Timeline: f.Timeline, Time: f.Time, Name: f.TargetName, Networks: f.Networks}
+	return api.CheckOperation{Option: f.Option, Point: f.Point, Timeline: f.Timeline, Time: f.Time, Name: f.TargetName, Networks: f.Networks, Addressing: f.Addressing}
 }
 
 // simple returns the command of an operation that needs nothing but the item.

@@ -42,7 +42,11 @@ func (c *Orchestrator) failoverDefine(ctx context.Context, r *failoverRun) error
 	if err != nil {
 		return err
 	}
-	rec.Networks = r.in.Networks
+	given, err := addressingOf(r.item, r.in.Addressing)
+	if err != nil {
+		return err
+	}
+	rec.Networks, rec.Seed = r.in.Networks, seed(given, r.in.Handle, r.in.TargetName)
 	return c.withSite(ctx, r.in.To, func(site holdfast.Site, s *provider.Site) error {
 		id, err := s.Target.Define(ctx, rec)
 		if errors.Is(err, provider.ErrNameTaken) {
@@ -345,6 +349,9 @@ func moved(i holdfast.Item, in failoverInput, st failoverState) holdfast.Item {
 	}
 	i.RecoveryPoint, i.Timeline, i.Generation = &st.Point, st.Timeline, st.Generation
 	i.PausedUntil = time.Time{}
+	if len(in.Addressing.NICs) > 0 || st.Restored {
+		i.Addressing = in.Addressing
+	}
 	if st.Disks == nil { // a job of an earlier version
 		return i
 	}

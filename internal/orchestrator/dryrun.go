@@ -38,7 +38,8 @@ func (c *Orchestrator) CheckOperation(ctx context.Context, idOrName string, req 
 	find := func(severity holdfast.Severity, err error) {
 		out.Findings = append(out.Findings, api.Finding{Severity: string(severity), Summary: err.Error(), Advice: holdfast.HintOf(err)})
 	}
-	in := completeFailover(it, failoverInput{Operation: op, Request: pointRequest(req.Option, req.Point, req.Timeline, req.Time), TargetName: req.Name, Network: req.Network, Networks: req.Networks})
+	in := completeFailover(it, failoverInput{Operation: op, Request: pointRequest(req.Option, req.Point, req.Timeline, req.Time), TargetName: req.Name, Network: req.Network, Networks: req.Networks,
+		Addressing: addressing(req.Addressing)})
 	if op == holdfast.OpTestFailover && req.Name == "" {
 		in.TargetName = testName(it, newID("test"))
 	}
@@ -131,7 +132,7 @@ func (c *Orchestrator) checkSites(ctx context.Context, it holdfast.Item, in fail
 			if s.Target == nil {
 				return errors.New("the site's provider cannot run recovered machines")
 			}
-			return errors.Join(fitsAt(it, site, s), c.checkNetworks(ctx, s, site, in.Network, in.Networks), c.nameFree(ctx, s, site, in.TargetName))
+			return errors.Join(fitsAt(it, site, s), c.checkNetworks(ctx, s, site, in.Network, in.Networks), checkAddressing(it, in.Addressing, site, s), c.nameFree(ctx, s, site, in.TargetName))
 		})
 	}
 	return nil

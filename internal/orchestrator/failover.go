@@ -43,6 +43,7 @@ type failoverInput struct {
 	TargetName  string                `json:"target_name"`
 	Network     string                `json:"network,omitempty"` // of a test, for a dry run
 	Networks    map[string]string     `json:"networks,omitempty"`
+	Addressing  holdfast.Addressing   `json:"addressing,omitzero"`
 	RequestedAt time.Time             `json:"requested_at"`
 	Handle      string                `json:"handle"` // of the machine, should it be made anew
 	// Keep and Discard say what becomes of writes that the vault has not.
@@ -76,6 +77,7 @@ type failoverState struct {
 	Moved      int64                  `json:"moved,omitempty"`    // bytes written to its disks
 	MachineID  string                 `json:"machine_id,omitempty"`
 	StartedAt  time.Time              `json:"started_at,omitzero"`
+	Restored   bool                   `json:"restored,omitempty"` // the guest has its own addresses again
 }
 
 // jobResult is what jobs leave for their readers.
@@ -95,7 +97,7 @@ type jobResult struct {
 
 // FailoverItem starts the job that runs the item's machine at the other site.
 func (c *Orchestrator) FailoverItem(ctx context.Context, idOrName string, req api.Failover) (api.Job, error) {
-	in := failoverInput{Operation: holdfast.OpFailover, Shutdown: req.ShutdownSource, TargetName: req.TargetName, Networks: req.Networks,
+	in := failoverInput{Operation: holdfast.OpFailover, Shutdown: req.ShutdownSource, TargetName: req.TargetName, Networks: req.Networks, Addressing: addressing(req.Addressing),
 		Request: pointRequest(req.Option, req.Point, req.Timeline, req.Time)}
 	if req.Planned {
 		in.Operation = holdfast.OpPlannedFailover
@@ -128,6 +130,9 @@ func (c *Orchestrator) startFailover(ctx context.Context, idOrName string, ifVer
 	ob := c.observe(ctx, it)
 	it.Status, in.Lost = ob.status, replicates(it.State) && (!ob.reached || ob.gateway.Code == gateway.CodeSource)
 	if err := c.mayBegin(ctx, it, in.Operation); err != nil {
+		return api.Job{}, err
+	}
+	if _, err := addressingOf(it, in.Addressing); err != nil {
 		return api.Job{}, err
 	}
 	if err := c.hasPoint(ctx, past(it), in.Request); err != nil {
@@ -163,7 +168,7 @@ func (c *Orchestrator) hasPoint(ctx context.Context, it holdfast.Item, req holdf
 func completeFailover(it holdfast.Item, in failoverInput) failoverInput {
 	in.Item, in.From, in.To = it.ID, it.ActiveSite(), it.TargetSite()
 	if in.Operation == holdfast.OpChangePoint {
-		in.From, in.To, in.Networks = it.TargetSite(), it.ActiveSite(), it.Networks
+		in.From, in.To, in.Networks, in.Addressing = it.TargetSite(), it.ActiveSite(), it.Networks, it.Addressing
 	}
 	if in.TargetName == "" {
 		if in.TargetName = it.CopyAt(in.To).Name; in.TargetName == "" {
@@ -206,6 +211,7 @@ func (c *Orchestrator) failoverKinds() []job.Kind {
 		again(brief(task("resolve", "Choose the recovery point", c.failoverResolve))),
 		again(task("prepare", "Prepare the machine", c.failoverPrepare)),
 		again(brief(task("start", "Start the machine", c.failoverStart))),
+		optional(task("addresses", "Give its network cards their addresses", c.failoverAddresses)),
 	}
 	kind := func(op holdfast.Operation, title string, tasks ...job.Task) job.Kind {
 		return job.Kind{Name: string(op), Title: title, Tasks: append(tasks, bringUp...),
@@ -288,6 +294,9 @@ func (c *Orchestrator) changeCheck(ctx context.Context, it holdfast.Item, at str
 
 // checkTarget looks whether the machine can be brought up at its site.
 func (c *Orchestrator) checkTarget(ctx context.Context, r *failoverRun, rec holdfast.Site, s *provider.Site) error {
+	if err := checkAddressing(r.item, r.in.Addressing, rec, s); err != nil {
+		return err
+	}
 	var err error
 	if r.st.Reuse, err = c.reusable(ctx, r.item, r.in.To, s); err != nil || r.st.Reuse {
 		return err

@@ -182,7 +182,7 @@ func apiReplication(it holdfast.Item, ob observation) *api.Replication {
 
 func (c *Orchestrator) apiRecovery(ctx context.Context, it holdfast.Item, ob observation, sites map[string]string) *api.Recovery {
 	up := it.CopyAt(it.ActiveSite())
-	out := &api.Recovery{Site: sites[it.ActiveSite()], MachineID: up.MachineID, MachineName: up.Name, Power: string(provider.PowerUnknown), Point: apiPoint(*it.RecoveryPoint), NeedsView: up.Handle != ""}
+	out := &api.Recovery{Site: sites[it.ActiveSite()], MachineID: up.MachineID, MachineName: up.Name, Power: string(provider.PowerUnknown), Point: apiPoint(*it.RecoveryPoint), NeedsView: up.Handle != "", Addresses: givenAddresses(it)}
 	if st := ob.recovery; st != nil {
 		out.Power, out.MachineID, out.StartedAt = string(st.Power), st.MachineID, st.StartedAt
 		out.HydratedBytes, out.TotalBytes, out.NeedsView = st.Hydrated, st.Total, st.NeedsView

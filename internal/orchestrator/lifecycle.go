@@ -360,7 +360,7 @@ func (c *Orchestrator) undoFinish(ctx context.Context, step *job.Step) error {
 			up = holdfast.Copy{Name: up.Name}
 		}
 		i = i.WithCopy(st.To, up)
-		i.Timeline, i.Generation, i.RecoveryPoint = st.Timeline, st.Generation, nil
+		i.Timeline, i.Generation, i.RecoveryPoint, i.Addressing = st.Timeline, st.Generation, nil, holdfast.Addressing{}
 		return i.WithDisks(disks)
 	}).Run(ctx, step)
 }

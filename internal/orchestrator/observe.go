@@ -265,6 +265,7 @@ func (c *Orchestrator) applyReady(ctx context.Context, id string, ob observation
 // tend starts what has to be done for an item without being asked.
 func (c *Orchestrator) tend(ctx context.Context, it holdfast.Item, ob observation) {
 	c.scheduleAppPoint(ctx, it, ob)
+	c.restoreLater(ctx, it)
 	if ob.reached {
 		c.scheduleDisks(ctx, it.ID)
 	}

@@ -150,6 +150,8 @@ type Orchestrator struct {
 	observed map[string]observation
 	guards   map[string]guardSeen     // by item
 	power    map[string]chan struct{} // by item; see lockPower
+	// restored is when it was last tried to give a guest its own addresses.
+	restored map[string]time.Time
 	// appPoints is how the last application-consistent point of an item went.
 	appPoints map[string]appPoint
 	shapes    map[string]shapeSeen // by item
@@ -170,7 +172,7 @@ func New(o Options) (*Orchestrator, error) {
 	}
 	c := &Orchestrator{
 		opts: o, log: o.Logger, now: o.Now, settled: make(chan struct{}),
-		observed: map[string]observation{}, guards: map[string]guardSeen{}, power: map[string]chan struct{}{}, appPoints: map[string]appPoint{}, shapes: map[string]shapeSeen{}, streams: map[holdfast.StreamID]*vault.Stream{},
+		observed: map[string]observation{}, guards: map[string]guardSeen{}, power: map[string]chan struct{}{}, appPoints: map[string]appPoint{}, restored: map[string]time.Time{}, shapes: map[string]shapeSeen{}, streams: map[holdfast.StreamID]*vault.Stream{},
 	}
 	c.engine = job.New(o.Jobs, job.Options{Logger: o.Logger, Now: o.Now, Hook: o.JobHook})
 	kinds := append(c.failoverKinds(), c.protectKind(), c.hydrateKind(), c.disableKind(), c.verifyKind(), c.commitKind(), c.undoKind(),

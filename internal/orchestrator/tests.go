@@ -27,6 +27,7 @@ type testInput struct {
 	Name        string                `json:"name"` // of the test machine
 	Network     string                `json:"network,omitempty"`
 	Networks    map[string]string     `json:"networks,omitempty"`
+	Addressing  holdfast.Addressing   `json:"addressing,omitzero"`
 	Request     holdfast.PointRequest `json:"request"`
 	Verify      *api.BootVerification `json:"verify,omitempty"`
 	RequestedAt time.Time             `json:"requested_at"`
@@ -43,7 +44,7 @@ func (c *Orchestrator) TestFailover(ctx context.Context, idOrName string, req ap
 		return api.Job{}, err
 	}
 	in := testInput{Handle: newID("test"), Network: req.Network, Networks: req.Networks, Request: pointRequest(req.Option, req.Point, req.Timeline, req.Time),
-		Verify: req.Verify, Name: req.Name, RequestedAt: c.now()}
+		Addressing: addressing(req.Addressing), Verify: req.Verify, Name: req.Name, RequestedAt: c.now()}
 	if err := errors.Join(in.Request.Validate(), c.checkVerification(req.Verify)); err != nil {
 		return api.Job{}, err
 	}
@@ -57,6 +58,9 @@ func (c *Orchestrator) TestFailover(ctx context.Context, idOrName string, req ap
 	status := c.observe(ctx, it).status
 	it.Status = status
 	if err := it.Check(holdfast.OpTestFailover); err != nil {
+		return api.Job{}, err
+	}
+	if _, err := addressingOf(it, in.Addressing); err != nil {
 		return api.Job{}, err
 	}
 	if err := c.hasPoint(ctx, it, in.Request); err != nil {
@@ -142,6 +146,7 @@ func (c *Orchestrator) testKind() job.Kind {
 			{Name: "resolve", Title: "Choose the recovery point", Run: bound(c.testTask(c.testResolve))},
 			{Name: "define", Title: "Prepare the test machine", Run: bound(c.testTask(c.testDefine)), Retry: retry},
 			{Name: "start", Title: "Start the test machine", Run: bound(c.testTask(c.testStart)), Retry: retry},
+			{Name: "addresses", Title: "Give its network cards their addresses", Run: c.testTask(c.testAddresses)},
 			{Name: "verify", Title: "Look whether it has booted", Run: c.testTask(c.testVerify)},
 		},
 		Finish: &job.Task{Name: "finish", Title: "Record the outcome", Run: c.testFinish},
@@ -186,7 +191,7 @@ func (c *Orchestrator) testCheck(ctx context.Context, r *testRun) error {
 		if s.Target == nil {
 			return &holdfast.Error{Kind: holdfast.KindInvalid, Op: "check site", Thing: site.Name, Cause: "its provider cannot run recovered machines"}
 		}
-		if err := c.checkNetworks(ctx, s, site, r.in.Network, r.in.Networks); err != nil {
+		if err := errors.Join(c.checkNetworks(ctx, s, site, r.in.Network, r.in.Networks), checkAddressing(r.item, r.in.Addressing, site, s)); err != nil {
 			return err
 		}
 		if st, err := s.Target.Status(ctx, r.in.Handle); err == nil && st.MachineID != "" {
@@ -270,7 +275,12 @@ func (c *Orchestrator) testDefine(ctx context.Context, r *testRun) error {
 	if err != nil {
 		return err
 	}
+	given, err := addressingOf(r.item, r.in.Addressing)
+	if err != nil {
+		return err
+	}
 	rec.Network, rec.Networks, rec.Isolated = r.in.Network, r.in.Networks, r.in.Network == ""
+	rec.Seed = seed(given, r.in.Handle, r.in.Name)
 	var id string
 	err = c.withSite(ctx, r.test.Site, func(site holdfast.Site, s *provider.Site) error {
 		id, err = s.Target.Define(ctx, rec)

@@ -3,6 +3,7 @@ package plan
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"path"
 	"regexp"
@@ -43,6 +44,7 @@ func (c *checker) check() []Problem {
 	c.actions()
 	c.order()
 	c.networks()
+	c.addresses()
 	c.drill()
 	slices.SortStableFunc(c.problems, func(a, b Problem) int { return a.Line - b.Line })
 	return c.problems
@@ -302,6 +304,68 @@ func (c *checker) networks() {
 			c.add([]any{"networks", i}, "a mapping is from network %q: want a name that no other mapping has", n.From)
 		}
 		seen[n.From] = true
+	}
+}
+
+// addresses checks how cards are addressed, and that no two machines get the same
+// address.
+func (c *checker) addresses() {
+	for _, k := range []Kind{Unplanned, Test} {
+		given := map[netip.Addr]string{}
+		for i, g := range c.plan.Groups {
+			for j, m := range g.Machines {
+				at := []any{"groups", i, "machines", j}
+				if a := m.Addressing; k == Unplanned && a != "" && a != "agent" && a != "cloud_init" {
+					c.add(append(at, "addressing"), "item %s: addressing is %q: want agent or cloud_init", m.Item, a)
+				}
+				cards := map[string]bool{}
+				for n, nic := range m.NICs {
+					if where := append(slices.Clone(at), "nics", n); cards[nic.Card] || nic.Card == "" && len(m.NICs) > 1 {
+						c.add(where, "item %s: several entries mean the same card: name each by its MAC address or its network, once", m.Item)
+					}
+					cards[nic.Card] = true
+				}
+				c.cards(k, at, m, given)
+			}
+		}
+	}
+}
+
+// cards checks the cards of one machine in one kind of run.
+func (c *checker) cards(k Kind, at []any, m Machine, given map[netip.Addr]string) {
+	for n, nic := range m.NICs {
+		where := append(slices.Clone(at), "nics", n)
+		if k == Test {
+			if nic.Test == nil {
+				continue
+			}
+			where = append(where, "test")
+			nic.Address, nic.Gateway, nic.DNS = nic.Test.Address, nic.Test.Gateway, nic.Test.DNS
+		}
+		if len(nic.Address) == 0 {
+			c.add(where, "item %s: a card has no address: want keep, dhcp or addresses like 10.8.0.12/24", m.Item)
+		}
+		word := slices.Contains(nic.Address, KeepAddress) || slices.Contains(nic.Address, DHCPAddress)
+		if word && (len(nic.Address) > 1 || len(nic.Gateway) > 0) || slices.Contains(nic.Address, KeepAddress) && len(nic.DNS) > 0 {
+			c.add(where, "item %s: keep goes with nothing else, and dhcp with no other address and no gateway", m.Item)
+		}
+		for _, a := range nic.Address {
+			p, err := netip.ParsePrefix(a)
+			switch {
+			case word:
+			case err != nil:
+				c.add(append(slices.Clone(where), "address"), "item %s: address %q: want keep, dhcp or one like 10.8.0.12/24", m.Item, a)
+			case given[p.Addr()] != "":
+				c.add(append(slices.Clone(where), "address"), "items %s and %s would both have the address %s", given[p.Addr()], m.Item, p.Addr())
+			default:
+				given[p.Addr()] = m.Item
+			}
+		}
+		for _, a := range slices.Concat(nic.Gateway, nic.DNS) {
+			if _, err := netip.ParseAddr(a); err != nil {
+				c.add(where, "item %s: %q is no address: want one like 10.8.0.1", m.Item, a)
+			}
+		}
 	}
 }
 

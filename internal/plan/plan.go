@@ -62,8 +62,57 @@ type Machine struct {
 	Name string `yaml:"name,omitempty"`
 	// TestNetwork goes before what Networks say.
 	TestNetwork string `yaml:"test_network,omitempty"`
+	// NICs say how its network cards are addressed at the other site; those that
+	// they do not name keep what the guest gives them.
+	NICs []NIC `yaml:"nics,omitempty"`
+	// Addressing is what gives them their addresses: agent or cloud_init; empty:
+	// agent.
+	Addressing string `yaml:"addressing,omitempty"`
 	// Verify says how a test finds out whether the machine has booted.
 	Verify *Verify `yaml:"verify,omitempty"`
+}
+
+// NIC says how a network card is addressed.
+type NIC struct {
+	// Card is its MAC address, or the network that it is on at the source; empty:
+	// the machine has only one.
+	Card    string `yaml:"card,omitempty"`
+	Address List   `yaml:"address"` // keep, dhcp, or addresses like 10.8.0.12/24
+	Gateway List   `yaml:"gateway,omitempty"`
+	DNS     List   `yaml:"dns,omitempty"`
+	// Test is what takes the place of that in a test; nil: the same.
+	Test *TestNIC `yaml:"test,omitempty"`
+}
+
+// TestNIC says how a network card is addressed in a test.
+type TestNIC struct {
+	Address List `yaml:"address"`
+	Gateway List `yaml:"gateway,omitempty"`
+	DNS     List `yaml:"dns,omitempty"`
+}
+
+// List is a list of texts, of which a single one may be written as it is.
+type List []string
+
+// The words in the place of an address.
+const (
+	KeepAddress = "keep"
+	DHCPAddress = "dhcp"
+)
+
+// Cards returns how a machine's cards are addressed in a run, without those that
+// keep what they have.
+func (m Machine) Cards(k Kind) []NIC {
+	var out []NIC
+	for _, n := range m.NICs {
+		if n.Test != nil && k == Test {
+			n.Address, n.Gateway, n.DNS = n.Test.Address, n.Test.Gateway, n.Test.DNS
+		}
+		if n.Test = nil; !slices.Contains(n.Address, KeepAddress) {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 // Verify is a boot verification.

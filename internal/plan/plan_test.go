@@ -37,6 +37,10 @@ groups:
       - item: db2
         name: db2-dr
         test_network: bubble
+        nics:
+          - {card: lan, address: 10.8.0.12/24, gateway: 10.8.0.1, dns: [10.8.0.2, 10.8.0.3], test: {address: dhcp}}
+          - {card: san, address: [10.9.0.12/24, fd00::12/64], test: {address: keep}}
+        addressing: cloud_init
         verify: {agent: true, tcp: 5432, timeout: 2m, screenshot: true}
   - name: queue
     needs: []
@@ -129,6 +133,9 @@ func TestWrong(t *testing.T) {
 	head := "name: shop\n"
 	group := "groups:\n  - name: a\n    machines: [x]\n"
 	act := func(text string) string { return head + group + "    before:\n      - " + text + "\n" }
+	nics := func(text string) string {
+		return head + "groups:\n  - name: a\n    machines:\n      - item: web\n        nics: [" + text + "]\n"
+	}
 	for _, c := range []struct{ text, want string }{
 		{"", "empty"},
 		{head, "0 groups"},
@@ -169,6 +176,19 @@ func TestWrong(t *testing.T) {
 		{head + group + "drill: {every: 1m}\n", "a drill every 1m0s"},
 		{head + group + "drill: {every: 1d, option: time}\n", `option "time"`},
 		{head + group + "networks: [{to: b}]\n", `a mapping is from network ""`},
+		{nics("{address: 10.8.0.12}"), `address "10.8.0.12"`},
+		{nics("{card: a}"), "has no address"},
+		{nics("{address: keep, dns: 10.8.0.1}"), "keep goes with nothing else"},
+		{nics("{address: [dhcp, 10.8.0.12/24]}"), "dhcp with no other address"},
+		{nics("{address: dhcp, gateway: gw}"), `"gw" is no address`},
+		{nics("{address: dhcp, mask: 24}"), "mask is not known here: want one of address, card, dns, gateway, test"},
+		{nics("{address: dhcp, test: {address: dhcp, card: a}}"), "card is not known here"},
+		{nics("{address: dhcp}, {card: b, address: dhcp}"), "several entries mean the same card"},
+		{nics("{card: a, address: 10.8.0.12/24}, {card: b, address: 10.8.0.12/16}"), "items web and web would both have the address 10.8.0.12"},
+		{nics("{address: 10.8.0.12/24, test: {address: 10.8.0.x/24}}"), `address "10.8.0.x/24"`},
+		{nics("{address: {a: b}}"), "want text or a list"},
+		{nics("{address: dhcp}]\n        addressing: [magic"), "this is a list, want text"},
+		{nics("{address: dhcp}") + "        addressing: magic\n", `addressing is "magic"`},
 		{strings.Repeat("#", plan.MaxText+1), "at most"},
 		{"name: [\n", "did not find expected"},
 	} {

@@ -63,6 +63,7 @@ func (p *Planner) CheckPlan(ctx context.Context, idOrName string, req api.RunPla
 			}
 		}
 	}
+	out.Findings = append(out.Findings, p.clashes(ctx, in, pl, members)...)
 	out.RTOSeconds = expected(pl, in, members)
 	out.OK = true
 	for _, f := range out.Findings {

@@ -189,7 +189,7 @@ func (r *run) begin(ctx context.Context, m member) (api.Job, error) {
 		return ops.Commit(ctx, m.ID, api.Commit{DiscardWrites: req.DiscardWrites, DeletePoints: req.DeletePoints})
 	}
 	f := api.Failover{Option: api.OptionLatest, ShutdownSource: req.ShutdownSource, Planned: r.in.Kind == plan.Planned, TargetName: m.Machine.Name,
-		Networks: r.plan.Mapping(plan.Unplanned)}
+		Networks: r.plan.Mapping(plan.Unplanned), Addressing: addressing(m.Machine, r.in.Kind)}
 	if m.Point != nil {
 		f.Option, f.Point, f.Timeline = api.OptionPoint, m.Point.ID, m.Point.Timeline
 		if f.Point == "" {
@@ -199,12 +199,21 @@ func (r *run) begin(ctx context.Context, m member) (api.Job, error) {
 	switch {
 	case r.in.Kind == plan.Test:
 		return r.p.opts.Tests.TestFailover(ctx, m.ID, api.TestFailover{Option: f.Option, Point: f.Point, Timeline: f.Timeline,
-			Network: m.Machine.TestNetwork, Networks: r.plan.Mapping(plan.Test), Verify: verification(m.Machine.Verify)})
+			Network: m.Machine.TestNetwork, Networks: r.plan.Mapping(plan.Test), Addressing: f.Addressing, Verify: verification(m.Machine.Verify)})
 	case r.in.Direction == plan.ToPrimary:
 		option := orElse(req.Option, api.OptionLatest)
 		return ops.Failback(ctx, m.ID, api.Failback{Option: option, Unplanned: r.in.Kind == plan.Unplanned, DiscardWrites: req.DiscardWrites})
 	}
 	return ops.FailoverItem(ctx, m.ID, f)
+}
+
+// addressing is how a machine's cards are addressed in a run.
+func addressing(m plan.Machine, k plan.Kind) (out api.Addressing) {
+	for _, n := range m.Cards(k) {
+		out.By = m.Addressing
+		out.NICs = append(out.NICs, api.NIC{Card: n.Card, Addresses: n.Address, Gateways: n.Gateway, DNS: n.DNS})
+	}
+	return out
 }
 
 func verification(v *plan.Verify) *api.BootVerification {

@@ -298,8 +298,9 @@ func (p *Planner) check(ctx context.Context, in runInput, m *member) error {
 		return err
 	case in.Kind == plan.Test:
 		req.Name, req.Network, req.Networks = "", m.Machine.TestNetwork, pl.Mapping(plan.Test)
+		req.Addressing = addressing(m.Machine, in.Kind)
 	case in.Kind.Moves() && in.Direction == plan.ToRecovery:
-		req.Networks = pl.Mapping(in.Kind)
+		req.Networks, req.Addressing = pl.Mapping(in.Kind), addressing(m.Machine, in.Kind)
 	}
 	switch common := m.Point; {
 	case common != nil:

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/block"
 )
 
@@ -175,6 +176,17 @@ type Recovered struct {
 	Networks map[string]string `json:"networks,omitempty"`
 	// Isolated machines have no way out, but for what Networks says.
 	Isolated bool `json:"isolated"`
+	// Seed is what cloud-init in the machine is told; nil: the machine has no drive
+	// for that.
+	Seed *Seed `json:"seed,omitempty"`
+}
+
+// Seed is what cloud-init in a recovered machine is told, on a drive of
+// its own, of its network. Providers make it with qemutool.WriteSeed.
+type Seed struct {
+	Instance string         `json:"instance"` // cloud-init does its work once for each
+	Host     string         `json:"host"`     // the machine's name at the site; its guest keeps its own
+	NICs     []holdfast.NIC `json:"nics"`     // by MAC address
 }
 
 // NetworkOf returns the network that a card of the machine is connected to, by that

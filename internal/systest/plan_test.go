@@ -32,8 +32,14 @@ groups:
     after:
       - {name: up, wait: {http: "%[1]s/up"}}
   - name: front
-    machines: [{item: web, verify: {serial: GUEST-READY, timeout: 2m}}]
+    machines:
+      - item: web
+        nics: [{card: user, address: 10.0.2.40/24, gateway: 10.0.2.2, test: {address: [10.0.2.41/24], dns: 10.0.2.3}}]
+        verify: {serial: GUEST-READY, timeout: 2m}
     after:
+      - {name: tested, runs: [test], on_failure: stop, guest: {item: web, command: [/bin/sh, -c, "ip addr show eth0 | grep 10.0.2.41/24 && grep 10.0.2.3 /etc/resolv.conf"]}}
+      - {name: given, runs: [unplanned], guest: {item: web, command: [/bin/sh, -c, "ip addr show eth0 | grep 10.0.2.40/24 && ip route | grep 'via 10.0.2.2'"]}}
+      - {name: own, runs: [planned], directions: [recovery_to_primary], guest: {item: web, command: [/bin/sh, -c, "! ip addr show eth0 | grep 10.0.2.4"]}}
       - {name: inside, runs: [test], guest: {item: web, command: [/bin/busybox, grep, FailoverType]}}
       - {name: alive, runs: [test], wait: {agent: web}}
       - {name: look, runs: [unplanned], manual: {instructions: Look at the town}}
@@ -49,7 +55,7 @@ func TestPlan(t *testing.T) {
 	w := newWorld(t, worldOptions{})
 	names := []string{machine, "mq", "web"}
 	for _, name := range names[1:] {
-		w.addGuest(name)
+		w.addGuest(name, map[string]string{"web": "52:54:00:00:00:07"}[name])
 	}
 	for _, name := range names {
 		w.waitSerial(w.SerialPath(w.Primary, name), `GUEST-READY`)
@@ -108,11 +114,15 @@ func TestPlan(t *testing.T) {
 }
 
 // addGuest builds and starts one more guest.
-func (w *world) addGuest(name string) {
+func (w *world) addGuest(name, mac string) {
 	w.t.Helper()
 	disk := filepath.Join(w.Primary, name+".qcow2")
 	w.must(guest.Build(w.t.Context(), guest.Options{Path: disk, SizeMB: 256, Format: "qcow2"}))
-	w.must(w.AddMachine(lab.Machine{Name: name, Disk: disk, Format: "qcow2"}))
+	m := lab.Machine{Name: name, Disk: disk, Format: "qcow2", MAC: mac}
+	if mac != "" {
+		m.Agent = filepath.Join(w.Primary, name+".qga")
+	}
+	w.must(w.AddMachine(m))
 	w.must(w.StartMachine(w.t.Context(), name))
 }
 

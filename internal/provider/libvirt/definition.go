@@ -6,6 +6,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/beevik/etree"
 
@@ -54,6 +55,7 @@ func (s *site) definition(r *recovery) (string, error) {
 		return "", err
 	}
 	setNetworks(r, devices)
+	s.addSeed(r, root, devices)
 	s.setConsoles(r, devices)
 	return doc.WriteToString()
 }
@@ -115,6 +117,38 @@ func (s *site) setDisks(r *recovery, devices *etree.Element) error {
 		s.setDisk(r, e, sources[dev])
 	}
 	return nil
+}
+
+// addSeed adds the drive that cloud-init reads.
+func (s *site) addSeed(r *recovery, root, devices *etree.Element) {
+	if r.Recovered.Seed == nil {
+		return
+	}
+	bus, prefix := "ide", "hd"
+	if t := root.FindElement("os/type"); t != nil && !strings.Contains(t.SelectAttrValue("machine", ""), "i440fx") && t.SelectAttrValue("machine", "pc") != "pc" {
+		bus, prefix = "sata", "sd"
+	}
+	dev, letters := "", "abcdefghijklmnopqrstuvwxyz"
+	if bus == "ide" {
+		letters = "abcd" // more there cannot be
+	}
+	for _, letter := range letters {
+		taken := slices.ContainsFunc(devices.SelectElements("disk"), func(e *etree.Element) bool { return attr(e, "target", "dev") == prefix+string(letter) })
+		if !taken {
+			dev = prefix + string(letter)
+		}
+	}
+	e := devices.CreateElement("disk")
+	e.CreateAttr("type", "file")
+	e.CreateAttr("device", "cdrom")
+	driver := e.CreateElement("driver")
+	driver.CreateAttr("name", "qemu")
+	driver.CreateAttr("type", "raw")
+	e.CreateElement("source").CreateAttr("file", s.seed(r))
+	target := e.CreateElement("target")
+	target.CreateAttr("dev", dev)
+	target.CreateAttr("bus", bus)
+	e.CreateElement("readonly")
 }
 
 // buses are those of disks by the beginning of their names.

@@ -16,6 +16,7 @@ import (
 	golibvirt "github.com/digitalocean/go-libvirt"
 
 	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/provider/qemutool"
 	"github.com/holdfast-dr/holdfast/internal/vfs"
 )
 
@@ -78,6 +79,11 @@ func (s *site) Define(ctx context.Context, want provider.Recovered) (string, err
 	}
 	for _, disk := range r.Recovered.Disks {
 		if err := s.makeOverlay(ctx, r, disk); err != nil {
+			return "", fmt.Errorf("recover machine %s: %w", want.Name, err)
+		}
+	}
+	if r.Recovered.Seed != nil {
+		if err := qemutool.WriteSeed(s.seed(r), *r.Recovered.Seed); err != nil {
 			return "", fmt.Errorf("recover machine %s: %w", want.Name, err)
 		}
 	}
@@ -152,6 +158,9 @@ func (s *site) networkThere(name string) error {
 	}
 	return fmt.Errorf("the site has no network %q; it has %q", name, have)
 }
+
+// seed is the image of the drive that cloud-init reads.
+func (s *site) seed(r *recovery) string { return filepath.Join(s.dir(r.Recovered.Handle), "seed.iso") }
 
 func (s *site) overlay(r *recovery, disk string) string {
 	return filepath.Join(s.dir(r.Recovered.Handle), disk+".overlay.qcow2")

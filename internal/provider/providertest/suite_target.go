@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/provider"
 )
 
@@ -36,7 +37,8 @@ func (h Harness) recover(t *testing.T, bytesPerSecond int64) (context.Context, *
 	}
 	name := strings.NewReplacer("/", "-", " ", "-", "_", "-").Replace(t.Name())
 	rec := &recovery{h: h, views: map[string]*View{}, target: site.Target, site: site}
-	rec.r = provider.Recovered{Handle: "suite-" + strings.ToLower(name), Name: "recovered-" + name, Machine: *m, Isolated: true}
+	rec.r = provider.Recovered{Handle: "suite-" + strings.ToLower(name), Name: "recovered-" + name, Machine: *m, Isolated: true,
+		Seed: &provider.Seed{Instance: "suite-" + strings.ToLower(name), Host: "recovered", NICs: []holdfast.NIC{{Card: "52:54:00:12:34:56", Addresses: []string{"10.8.0.12/24"}}}}}
 	for i, d := range m.Disks {
 		v := h.View(t, ServeOptions{DiskID: d.ID, Size: h.DiskSize, Seed: uint64(i + 1), BytesPerSecond: bytesPerSecond})
 		rec.views[d.ID] = v

@@ -170,7 +170,7 @@ func (d Definition) connectAgent(ctx context.Context, f func(context.Context, *a
 	case pid == 0:
 		return fmt.Errorf("machine %s: %w", d.Name, provider.ErrNotRunning)
 	case d.Agent == "":
-		return fmt.Errorf("machine %s: %w: its definition names no \"agent\" socket", d.Name, provider.ErrNoAgent)
+		return fmt.Errorf("machine %s: %w: %w: its definition names no \"agent\" socket", d.Name, provider.ErrNoAgent, provider.ErrNoWay)
 	}
 	lock, err := os.OpenFile(d.Agent+".lock", os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {

@@ -49,6 +49,7 @@ type Definition struct {
 	Agent   string    `json:"agent,omitempty"`
 	PIDFile string    `json:"pidfile"`
 	Display bool      `json:"display,omitempty"`
+	Seed    string    `json:"seed,omitempty"` // image of a drive for cloud-init
 	Extra   []string  `json:"extra,omitempty"`
 	Handle  string    `json:"handle,omitempty"` // of the recovery that made it
 

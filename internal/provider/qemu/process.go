@@ -78,6 +78,11 @@ func (d Definition) arguments() []string {
 		args = append(args, "-chardev", "socket,id=hf-agent,server=on,wait=off,path="+strings.ReplaceAll(d.Agent, ",", ",,"),
 			"-device", "virtio-serial-pci,id=hf-serial", "-device", "virtserialport,bus=hf-serial.0,chardev=hf-agent,name="+agentChannel)
 	}
+	if d.Seed != "" {
+		args = append(args, "-blockdev", mustJSON(map[string]any{"driver": "raw", "node-name": "hf-seed", "read-only": true,
+			"file": map[string]any{"driver": "file", "filename": d.Seed, "read-only": true}}),
+			"-device", mustJSON(map[string]any{"driver": "virtio-blk-pci", "id": "hf-seed-drive", "drive": "hf-seed"}))
+	}
 	if d.Display {
 		args = append(args, "-device", "VGA,id=hf-vga")
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/provider/qemutool"
 )
 
 // recoveredDir has a directory for each handle.
@@ -150,6 +151,11 @@ func (s *site) Define(ctx context.Context, want provider.Recovered) (machineID s
 			return "", fmt.Errorf("recover machine %s: %w", d.Name, err)
 		}
 	}
+	if want.Seed != nil {
+		if err := qemutool.WriteSeed(d.Seed, *want.Seed); err != nil {
+			return "", fmt.Errorf("recover machine %s: %w", d.Name, err)
+		}
+	}
 	err = saveJSON(definitionPath(s.dir, d.Name), d, true)
 	if errors.Is(err, fs.ErrExist) {
 		return "", fmt.Errorf("recover machine %s: %w in %s; choose another name", d.Name, provider.ErrNameTaken, s.dir)
@@ -217,6 +223,9 @@ func (r *recovery) plan() (Definition, error) {
 		Name: want.Name, ID: r.MachineID, CPUs: max(want.Machine.CPUs, 1), Memory: want.Machine.Memory, Handle: want.Handle,
 		QMP: r.path("qmp.sock"), PIDFile: r.path("pid"), Serial: r.path("serial.log"),
 		Agent: r.path("qga.sock"), Display: true,
+	}
+	if want.Seed != nil {
+		d.Seed = r.path("seed.iso")
 	}
 	if d.Memory < 1<<20 {
 		d.Memory = 512 << 20

@@ -226,6 +226,9 @@ type Machine struct {
 	Extra []string
 	// Agent is the socket of the machine's guest agent; empty: none.
 	Agent string
+	// MAC is the address of the machine's network card on the network "user"; empty:
+	// it has none.
+	MAC string
 }
 
 // AddMachine writes a machine's description into the primary site.
@@ -248,6 +251,9 @@ func (l *Lab) AddMachine(m Machine) error {
 	}
 	if m.TestMonitor != "" {
 		m.Extra = append(m.Extra, "-qmp", "unix:"+m.TestMonitor+",server=on,wait=off")
+	}
+	if m.MAC != "" {
+		def["nics"] = []map[string]string{{"id": "net0", "mac": m.MAC, "network": "user"}}
 	}
 	if len(m.Extra) > 0 {
 		def["extra"] = m.Extra

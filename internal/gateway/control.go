@@ -118,6 +118,7 @@ func (g *Ingest) Handler() http.Handler {
 		return sv.point(r.Context(), req)
 	}))
 	g.handleGroup(mux)
+	g.handleHolds(mux)
 	return mux
 }
 
@@ -239,6 +240,7 @@ var controlCodes = map[string]error{
 	"stale_epoch": ErrStaleEpoch,
 	"fenced":      vault.ErrFenced,
 	"not_found":   ErrUnknownOrder,
+	"not_held":    ErrNotHeld,
 }
 
 func reply(w http.ResponseWriter, v any, err error) {

@@ -3,10 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
-	"slices"
-	"strings"
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
@@ -84,29 +81,11 @@ func (g *Ingest) handleGroup(mux *http.ServeMux) {
 // markAll puts a mark of one time in several streams, while none of them takes a
 // write: for as long as that takes, which is microseconds.
 func (g *Ingest) markAll(req groupRequest) (time.Time, error) {
-	req.Streams = slices.Clone(req.Streams)
-	slices.SortFunc(req.Streams, func(a, b holdfast.StreamID) int { return strings.Compare(a.String(), b.String()) }) // so that no two wait for each other
-	req.Streams = slices.Compact(req.Streams)
-	var all []*served
-	for _, id := range req.Streams {
-		sv, err := g.lookup(id)
-		if err != nil {
-			return time.Time{}, err
-		}
-		all = append(all, sv)
+	all, err := g.lockAll(req.Streams)
+	if err != nil {
+		return time.Time{}, err
 	}
-	for _, sv := range all {
-		sv.mu.Lock()
-		defer sv.mu.Unlock()
-	}
-	for _, sv := range all {
-		if err := sv.refuse(); err != nil {
-			return time.Time{}, fmt.Errorf("stream %s: %w", sv.opts.Stream.ID(), err)
-		}
-		if !sv.consistent {
-			return time.Time{}, fmt.Errorf("stream %s is not in sync with its machine at the moment", sv.opts.Stream.ID())
-		}
-	}
+	defer unlockAll(all)
 	for _, sv := range all {
 		if err := sv.pointLocked(req.Mark); err != nil {
 			return time.Time{}, err

@@ -42,6 +42,7 @@ type Ingest struct {
 	streams map[holdfast.StreamID]*served
 	group   *errgroup.Group
 	clock   *clock
+	holds   holds
 	ctx     func() context.Context // the run's context, for what Open starts
 }
 

@@ -290,6 +290,7 @@ func (s *Supervisor) Handler() http.Handler {
 		reply(w, out, err)
 	})
 	s.handleGroup(mux)
+	s.handleHolds(mux)
 	return mux
 }
 

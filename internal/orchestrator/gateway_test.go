@@ -28,6 +28,15 @@ type fakeGateway struct {
 	lag    bool  // nothing comes into the vault but by Point
 	copies bool  // the first copy goes on and on
 	puts   int
+	holds  map[string][]string // items by address and hold
+	// forgetful is the address at which holds do not last.
+	forgetful string
+}
+
+// addressedGateway is the gateway at an address: what it holds is its own.
+type addressedGateway struct {
+	*fakeGateway
+	address string
 }
 
 // fakeReplication is one order at work.
@@ -279,4 +288,38 @@ func (g *fakeGateway) sentBytes(item string) int64 {
 		return r.sent
 	}
 	return 0
+}
+
+// Hold remembers what it is asked to hold.
+func (g addressedGateway) Hold(ctx context.Context, h gateway.Hold) error {
+	if err := g.ready(ctx); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.holds == nil {
+		g.holds = map[string][]string{}
+	}
+	g.holds[g.address+h.ID] = h.Items
+	return nil
+}
+
+// MarkHeld makes a recovery point of what is held.
+func (g addressedGateway) MarkHeld(ctx context.Context, m gateway.HeldMark) (gateway.GroupPointReply, error) {
+	g.mu.Lock()
+	items := g.holds[g.address+m.ID]
+	over := items == nil || g.address == g.forgetful
+	g.mu.Unlock()
+	if over {
+		return gateway.GroupPointReply{}, gateway.ErrNotHeld
+	}
+	return g.GroupPoint(ctx, gateway.GroupPoint{Items: items, Name: m.Name, Group: m.Group, Consistency: m.Consistency})
+}
+
+// Release forgets it.
+func (g addressedGateway) Release(_ context.Context, id string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.holds, g.address+id)
+	return nil
 }

@@ -12,7 +12,6 @@ import (
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/api"
-	"github.com/holdfast-dr/holdfast/internal/gateway"
 	"github.com/holdfast-dr/holdfast/internal/job"
 	"github.com/holdfast-dr/holdfast/internal/provider"
 )
@@ -83,10 +82,13 @@ func (c *Orchestrator) GetGroup(ctx context.Context, name string) (api.Group, er
 	if err != nil {
 		return out, err
 	}
-	if m, why := commonMoment(pasts, time.Time{}); why == "" {
-		out.Newest = &m
+	if m, why := choose(pasts, api.CommonPoint{}); why == "" {
+		out.Newest = &m.Time
 	} else {
 		out.Problem = why
+	}
+	if why := c.lastAppPoint("barrier/" + name); why != "" {
+		out.Problem = "the last point at all of its gateways was not made: " + why
 	}
 	for _, p := range commonPoints(pasts) {
 		out.Points = append(out.Points, api.GroupPoint{ID: p.Group, Name: p.Name, Time: p.Time, Consistency: string(p.Consistency)})
@@ -215,7 +217,7 @@ func commonMoment(pasts []memberPast, at time.Time) (moment time.Time, why strin
 	var all [][]holdfast.Stretch
 	for _, p := range pasts {
 		if p.gateway != pasts[0].gateway {
-			return moment, fmt.Sprintf("items %s and %s replicate through different gateways, whose clocks are not the same: they have only the points of their group in common", pasts[0].item.Name, p.item.Name)
+			return moment, fmt.Sprintf("items %s and %s replicate through different gateways, whose clocks are not the same: they have only the points of their group in common, and there is none yet", pasts[0].item.Name, p.item.Name)
 		}
 		if len(p.stretches) == 0 {
 			return moment, "item " + p.item.Name + " has no moment at which it is known that nothing of it was missed"
@@ -351,30 +353,6 @@ func (c *Orchestrator) freshMoment(ctx context.Context, items []holdfast.Item) t
 	return at
 }
 
-// markGroup makes a point of items that is one moment for all.
-func (c *Orchestrator) markGroup(ctx context.Context, items []holdfast.Item, in pointInput, group string, consistency holdfast.Consistency) (time.Time, error) {
-	var at string
-	req := gateway.GroupPoint{Name: in.Name, Group: group, Consistency: consistency}
-	for i, it := range items {
-		site, err := c.opts.Store.Site(ctx, it.ActiveSite())
-		if err != nil {
-			return time.Time{}, err
-		}
-		if i > 0 && site.Gateway != at {
-			return time.Time{}, &holdfast.Error{Kind: holdfast.KindNotAllowed, Op: "make recovery point of", Thing: listNames(items),
-				Cause: "they replicate through different gateways", Hint: "This version makes common points of items that replicate through one gateway"}
-		}
-		at = site.Gateway
-		req.Items = append(req.Items, it.ID)
-	}
-	g, err := c.gatewayAt(at)
-	if err != nil {
-		return time.Time{}, err
-	}
-	out, err := g.GroupPoint(ctx, req)
-	return out.Time, err
-}
-
 // groupPointInput is what a point of a group was asked for.
 type groupPointInput struct {
 	Title string `json:"title"`
@@ -407,6 +385,7 @@ func (c *Orchestrator) scheduleGroupPoint(ctx context.Context, it holdfast.Item,
 	if err != nil || items[0].ID != it.ID || !ob.ready() {
 		return
 	}
+	c.scheduleBarrier(ctx, items)
 	var every time.Duration
 	for _, m := range items {
 		if m.State != holdfast.StateProtected || m.CurrentJob != "" {

@@ -186,3 +186,90 @@ func TestGroupLatest(t *testing.T) {
 		t.Error("an option for groups was taken though no machine of a group takes part")
 	}
 }
+
+// TestGroupAtSeveralGateways has a group whose items replicate through two
+// gateways: it has points in common while both held theirs, and no other moments.
+func TestGroupAtSeveralGateways(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx := t.Context()
+	if _, err := r.AddSite(ctx, api.AddSite{Name: "annex", Provider: "primary", Gateway: "unix:/annex"}); err != nil {
+		t.Fatal(err)
+	}
+	m := providertest.FakeMachine("m2", "web")
+	m.Disks = []provider.Disk{{ID: "vda", Size: 64 << 10, Format: "raw", Boot: true}}
+	r.primary.AddMachine(m)
+	r.done(r.ProtectMachine(ctx, api.Protect{Machine: machine, Site: "primary", RecoverySite: "recovery"}))
+	r.done(r.ProtectMachine(ctx, api.Protect{Machine: "web", Site: "annex", RecoverySite: "recovery"}))
+	set := func(f func(g *fakeGateway)) {
+		r.gw.mu.Lock()
+		defer r.gw.mu.Unlock()
+		f(r.gw)
+	}
+	set(func(g *fakeGateway) { g.forgetful = "unix:/annex" })
+	if _, err := r.ChangeGroup(ctx, "town", api.ChangeGroup{Add: three[:2]}); err != nil {
+		t.Fatal(err)
+	}
+	if j := r.groupPoint("half", false); j.State != "failed" || !strings.Contains(j.Error.Message, "gateway unix:/annex: the hold is over") {
+		t.Errorf("where one gateway did not hold: %+v", j.Error)
+	}
+	if g := r.group(); len(g.Points) != 0 || g.Newest != nil || !strings.Contains(g.Problem, "gateways") {
+		t.Errorf("a point of which only one item has a half is one of the group: %+v", g)
+	}
+	set(func(g *fakeGateway) { g.forgetful = "none" })
+	if j := r.groupPoint("whole", false); j.State != "succeeded" {
+		t.Fatalf("job is %+v", j.Error)
+	}
+	g := r.group()
+	if len(g.Points) != 1 || g.Points[0].Name != "whole" || g.Newest == nil || !g.Newest.Equal(g.Points[0].Time) {
+		t.Fatalf("group is %+v", g)
+	}
+	set(func(f *fakeGateway) {
+		if len(f.holds) != 0 {
+			t.Errorf("held still: %v", f.holds)
+		}
+	})
+	r.script("note", note)
+	r.apply("name: both\ngroups:\n  - name: a\n    machines: [shop, web]\n")
+	out, err := r.plans.RunPlan(ctx, "both", "tester", api.RunPlan{Kind: "unplanned"})
+	r.done(out, err)
+	run, err := r.plans.GetRun(ctx, out.ID)
+	if err != nil || run.Outcome != "succeeded" {
+		t.Fatalf("run is %+v, %v", run, err)
+	}
+	first, second := run.Machines[0].Point, run.Machines[1].Point
+	if first == nil || second == nil || first.Time.Before(g.Points[0].Time) || first.ID == "" {
+		t.Errorf("the run took %+v and %+v: not a point that both were held for", first, second)
+	}
+}
+
+// TestGroupBarrierSchedule has points of a group at several gateways made by
+// themselves.
+func TestGroupBarrierSchedule(t *testing.T) {
+	inBubble(t, "schedule", func(t *testing.T) {
+		r := newRigAt(t, time.Second)
+		ctx := t.Context()
+		if _, err := r.AddSite(ctx, api.AddSite{Name: "annex", Provider: "primary", Gateway: "unix:/annex"}); err != nil {
+			t.Fatal(err)
+		}
+		m := providertest.FakeMachine("m2", "web")
+		m.Disks = []provider.Disk{{ID: "vda", Size: 64 << 10, Format: "raw", Boot: true}}
+		r.primary.AddMachine(m)
+		r.done(r.ProtectMachine(ctx, api.Protect{Machine: machine, Site: "primary", RecoverySite: "recovery"}))
+		r.done(r.ProtectMachine(ctx, api.Protect{Machine: "web", Site: "annex", RecoverySite: "recovery"}))
+		if _, err := r.ChangeGroup(ctx, "town", api.ChangeGroup{Add: three[:2]}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		if n := len(r.group().Points); n < 9 || n > 12 {
+			t.Errorf("in 10 minutes %d points were made, want one a minute", n)
+		}
+		r.gw.mu.Lock()
+		r.gw.forgetful = "unix:/annex"
+		r.gw.mu.Unlock()
+		time.Sleep(2 * time.Minute)
+		if g := r.group(); !strings.Contains(g.Problem, "the hold is over") {
+			t.Errorf("nobody is told why there are no more points: %+v", g.Problem)
+		}
+	})
+}

@@ -73,9 +73,21 @@ type Gateway interface {
 	// Mark makes a recovery point of a consistency that the caller has brought
 	// about, placed on return, in the vault later.
 	Mark(ctx context.Context, item, name string, consistency holdfast.Consistency) (gateway.PointReply, error)
-	// GroupPoint makes a recovery point of several items that is one moment for all,
-	// placed on return, in the vault later.
+	Groups
+}
+
+// Groups are recovery points of several items that are one moment for all: of one
+// gateway's items at once, of several gateways' while all of them hold theirs.
+type Groups interface {
+	// GroupPoint makes one, placed on return, in the vault later.
 	GroupPoint(ctx context.Context, p gateway.GroupPoint) (gateway.GroupPointReply, error)
+	// Hold takes no write of items until Release, or until the bound.
+	Hold(ctx context.Context, h gateway.Hold) error
+	// MarkHeld makes a recovery point of all items of a hold; gateway.ErrNotHeld if it
+	// is over.
+	MarkHeld(ctx context.Context, m gateway.HeldMark) (gateway.GroupPointReply, error)
+	// Release ends a hold.
+	Release(ctx context.Context, id string) error
 }
 
 // Orders are what a gateway is to do, and how it fares.

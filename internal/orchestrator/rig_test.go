@@ -127,7 +127,7 @@ func newRigAt(t *testing.T, tick time.Duration) *rig {
 	if r.vault, err = vault.Create(t.Context(), objects, vault.CreateOptions{Key: key, Now: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
-	r.gw = &fakeGateway{rig: r, orders: map[string]*fakeReplication{}}
+	r.gw = &fakeGateway{rig: r, orders: map[string]*fakeReplication{}, forgetful: "none"}
 	r.start(nil)
 	for _, s := range []string{"primary", "recovery"} {
 		if _, err := r.AddSite(t.Context(), api.AddSite{Name: s, Provider: s}); err != nil {
@@ -175,7 +175,7 @@ func (r *rig) start(hook func(string, job.Job) error) {
 	r.views = &memViews{images: map[string]block.Image{}}
 	r.Orchestrator, err = orchestrator.New(orchestrator.Options{
 		Store: gatedStore{db, &r.gate}, Jobs: db, Vault: r.vault, VaultRef: gateway.VaultRef{Directory: "/v", Key: "k"}, Views: r.views, Pictures: &memPictures{}, Scripts: r.scripts,
-		Gateway: func(string) (orchestrator.Gateway, error) { return r.gw, nil }, Observe: r.tick, JobHook: hook, Now: r.now,
+		Gateway: func(address string) (orchestrator.Gateway, error) { return addressedGateway{r.gw, address}, nil }, Observe: r.tick, JobHook: hook, Now: r.now,
 		Confirm: func(context.Context) error { return r.confirm },
 		OpenSite: func(_ context.Context, name string, _ json.RawMessage) (*provider.Site, error) {
 			if name == "primary" {

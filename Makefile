@@ -17,7 +17,7 @@ SHELL := /bin/bash
 
 N ?= 20
 FUZZTIME ?= 20s
-TIMEOUT ?= 15m
+TIMEOUT ?= 25m
 export CGO_ENABLED ?= 0
 # Sets PATH so that "go" is one that can build this, after installing what is
 # missing. GOTOOLCHAIN=local: what is found is used, nothing else is fetched.

@@ -82,7 +82,7 @@ func runGateway(ctx context.Context, dir string, bound time.Duration, log *slog.
 		return err
 	}
 	sup, err := gateway.NewSupervisor(gateway.SupervisorOptions{
-		Dir: dir, Bound: bound, Sites: siteOpener{}, Logger: log,
+		Dir: dir, Bound: bound, Sites: siteOpener{}, Logger: log, Getenv: os.Getenv,
 		Command: func(dir, control string) *exec.Cmd {
 			cmd := exec.Command(self, "gateway", "ingest", "--dir", dir, "--control", control)
 			cmd.Stderr = os.Stderr

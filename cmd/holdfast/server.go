@@ -24,6 +24,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/planner"
 	"github.com/holdfast-dr/holdfast/internal/recovery"
 	"github.com/holdfast-dr/holdfast/internal/report"
+	"github.com/holdfast-dr/holdfast/internal/script"
 	"github.com/holdfast-dr/holdfast/internal/store"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/vfs"
@@ -166,7 +167,7 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	p.plans, err = planner.New(planner.Options{
 		Evidence: evidence(key, pictures(filepath.Join(o.state, "pictures"))),
 		Store:    p.db, Engine: p.orch.Engine(), Items: p.orch, Operations: p.orch, Tests: p.orch, Switches: p.orch, Groups: p.orch, Guests: p.orch,
-		Scripts: filepath.Join(o.state, "scripts"), Secrets: filepath.Join(o.state, "secrets"), Getenv: os.Getenv, Publish: events.Publish, Logger: p.log,
+		Host: script.Host{Scripts: filepath.Join(o.state, "scripts"), Secrets: filepath.Join(o.state, "secrets"), Getenv: os.Getenv}, Remote: p.orch, Publish: events.Publish, Logger: p.log,
 	})
 	if err != nil {
 		return nil, err

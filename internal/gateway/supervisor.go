@@ -38,6 +38,9 @@ type SupervisorOptions struct {
 	Command func(dir, control string) *exec.Cmd
 	Sites   Opener
 	Logger  *slog.Logger
+	// Getenv returns a variable of the environment, for the secrets of scripts; nil:
+	// there are none.
+	Getenv func(string) string
 }
 
 // Supervisor is the parent process of a gateway: orders, capture, and the watch
@@ -291,6 +294,7 @@ func (s *Supervisor) Handler() http.Handler {
 	})
 	s.handleGroup(mux)
 	s.handleHolds(mux)
+	s.handleScripts(mux)
 	return mux
 }
 

@@ -2,8 +2,11 @@ package orchestrator_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/gateway"
 	"github.com/holdfast-dr/holdfast/internal/provider"
 	"github.com/holdfast-dr/holdfast/internal/provider/providertest"
+	"github.com/holdfast-dr/holdfast/internal/script"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
@@ -322,4 +326,25 @@ func (g addressedGateway) Release(_ context.Context, id string) error {
 	defer g.mu.Unlock()
 	delete(g.holds, g.address+id)
 	return nil
+}
+
+// scripts is where the gateway at the address has its scripts.
+func (g addressedGateway) scripts() script.Host {
+	return script.Host{Scripts: filepath.Join(g.rig.scripts, "gateway"+strings.ReplaceAll(g.address, "/", "_"))}
+}
+
+// RunScript runs a script of that directory.
+func (g addressedGateway) RunScript(ctx context.Context, call script.Call) (out gateway.ScriptReply, err error) {
+	if err := g.ready(ctx); err != nil {
+		return out, err
+	}
+	if out.Output, err = g.scripts().Run(ctx, call); err != nil {
+		out.Failed = err.Error()
+	}
+	return out, nil
+}
+
+// CheckScript looks for it there.
+func (g addressedGateway) CheckScript(ctx context.Context, call script.Call) error {
+	return errors.Join(g.ready(ctx), g.scripts().Check(call))
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/gateway"
 	"github.com/holdfast-dr/holdfast/internal/job"
 	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/script"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
@@ -74,6 +75,15 @@ type Gateway interface {
 	// about, placed on return, in the vault later.
 	Mark(ctx context.Context, item, name string, consistency holdfast.Consistency) (gateway.PointReply, error)
 	Groups
+	Scripts
+}
+
+// Scripts run on a gateway's host.
+type Scripts interface {
+	// RunScript runs one; why it failed is in the reply.
+	RunScript(ctx context.Context, call script.Call) (gateway.ScriptReply, error)
+	// CheckScript says whether it could be run.
+	CheckScript(ctx context.Context, call script.Call) error
 }
 
 // Groups are recovery points of several items that are one moment for all: of one

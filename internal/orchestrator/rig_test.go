@@ -25,6 +25,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/provider"
 	"github.com/holdfast-dr/holdfast/internal/provider/providertest"
 	"github.com/holdfast-dr/holdfast/internal/report"
+	"github.com/holdfast-dr/holdfast/internal/script"
 	"github.com/holdfast-dr/holdfast/internal/store"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/vfs"
@@ -190,7 +191,7 @@ func (r *rig) start(hook func(string, job.Job) error) {
 	r.plans, err = planner.New(planner.Options{Store: db, Engine: r.Engine(), Items: r.Orchestrator, Operations: r.Orchestrator, Tests: r.Orchestrator,
 		Switches: r.Orchestrator, Groups: r.Orchestrator, Guests: r.Orchestrator, Evidence: planner.Evidence{PublicKey: report.EncodePublic(testKey.Public().(ed25519.PublicKey)),
 			Sign: func(ctx context.Context, rep report.Report) ([]byte, error) { return report.Sign(ctx, rep, testKey) }},
-		Scripts: r.scripts, Secrets: r.scripts, Now: r.now})
+		Host: script.Host{Scripts: r.scripts, Secrets: r.scripts}, Remote: r.Orchestrator, Now: r.now})
 	if err != nil {
 		r.t.Fatal(err)
 	}

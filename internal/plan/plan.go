@@ -154,9 +154,11 @@ type Action struct {
 	OnFailure string `yaml:"on_failure,omitempty"`
 }
 
-// Script is a program of the server's scripts directory.
+// Script is a program of the server's directory of scripts, or of that of the
+// gateway of a site.
 type Script struct {
-	Path string   `yaml:"path"` // below the directory
+	Path string   `yaml:"path"`           // below the directory
+	Site string   `yaml:"site,omitempty"` // beside whose machines it runs; empty: on the server
 	Args []string `yaml:"args,omitempty"`
 	// Env is more environment; Secrets is environment whose values are read
 	// where the script runs.
@@ -164,7 +166,7 @@ type Script struct {
 	Secrets map[string]Secret `yaml:"secrets,omitempty"`
 }
 
-// Secret says where a secret is read, on the server.
+// Secret says where a secret is read, where the script runs.
 type Secret struct {
 	File string `yaml:"file,omitempty"` // below the secrets directory, or
 	Env  string `yaml:"env,omitempty"`  // a variable of the server's environment

@@ -9,17 +9,15 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/internal/plan"
+	"github.com/holdfast-dr/holdfast/internal/script"
 )
 
 // actionState is what an action's task remembers.
@@ -37,7 +35,7 @@ type actionState struct {
 }
 
 // maxOutput is how much of what an action says is kept, in bytes.
-const maxOutput = 16 << 10
+const maxOutput = script.MaxOutput
 
 // action does one action, once.
 func (r *run) action(ctx context.Context) error {
@@ -146,96 +144,35 @@ func (r *run) perform1(ctx context.Context, a *plan.Action, attempt int) (string
 	}
 }
 
-// script runs a program of the scripts' directory, with the run's context as its
-// input and nothing of the server's environment. When it is to end, so are the
-// processes that it has started.
+// script runs a program of the server's directory of scripts, or of that of the
+// gateway of a site, with the run's context as its input.
 func (p *Planner) script(ctx context.Context, s *plan.Script, told []byte) (string, error) {
-	if p.opts.Scripts == "" {
-		return "", errors.New("this server runs no scripts")
+	call := p.call(s)
+	call.Input = told
+	if s.Site == "" {
+		return p.opts.Host.Run(ctx, call)
 	}
-	name := filepath.Join(p.opts.Scripts, filepath.FromSlash(s.Path))
-	env, err := p.secrets(s.Secrets)
-	if err != nil {
-		return "", err
+	if p.opts.Remote == nil {
+		return "", errors.New("this server runs no scripts at sites")
 	}
-	cmd := exec.CommandContext(ctx, name, s.Args...)
-	cmd.Dir = p.opts.Scripts
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
-	for k, v := range s.Env {
-		cmd.Env = append(cmd.Env, k+"="+v)
-	}
-	for k, v := range env {
-		cmd.Env = append(cmd.Env, k+"="+v)
-	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second
-	cmd.Stdin = bytes.NewReader(told)
-	var out bounded
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err = cmd.Run()
-	if errors.Is(err, os.ErrNotExist) {
-		return "", fmt.Errorf("there is no script %s in %s", s.Path, p.opts.Scripts)
-	}
-	return redact(out.String(), env), err
+	return p.opts.Remote.RunScript(ctx, s.Site, call)
 }
 
-// bounded keeps the beginning of what is written to it.
-type bounded struct{ bytes.Buffer }
-
-// Write implements io.Writer.
-func (b *bounded) Write(p []byte) (int, error) {
-	if room := maxOutput + 1 - b.Len(); room > 0 {
-		b.Buffer.Write(p[:min(len(p), room)])
-	}
-	return len(p), nil
+func (p *Planner) call(s *plan.Script) script.Call {
+	return script.Call{Path: s.Path, Args: s.Args, Env: s.Env, Secrets: secretsOf(s.Secrets)}
 }
 
-// redact takes secrets out of what an action said.
-func redact(text string, secrets map[string]string) string {
-	for name, v := range secrets {
-		if len(v) >= 4 {
-			text = strings.ReplaceAll(text, v, "<"+name+">")
-		}
+func secretsOf(from map[string]plan.Secret) map[string]script.Secret {
+	out := map[string]script.Secret{}
+	for k, v := range from {
+		out[k] = script.Secret{File: v.File, Env: v.Env}
 	}
-	return text
-}
-
-// maxSecret is how long a secret may be, in bytes.
-const maxSecret = 64 << 10
-
-// secrets reads secrets where the plan says that they are.
-func (p *Planner) secrets(from map[string]plan.Secret) (map[string]string, error) {
-	out := map[string]string{}
-	for name, s := range from {
-		if s.Env != "" {
-			if out[name] = p.opts.Getenv(s.Env); out[name] == "" {
-				return nil, fmt.Errorf("secret %s: the server's environment has no variable %s", name, s.Env)
-			}
-			continue
-		}
-		if p.opts.Secrets == "" {
-			return nil, fmt.Errorf("secret %s: this server has no directory of secrets", name)
-		}
-		f, err := os.OpenInRoot(p.opts.Secrets, filepath.FromSlash(s.File))
-		if err != nil {
-			return nil, fmt.Errorf("secret %s: %w", name, err)
-		}
-		b, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
-		if err = errors.Join(err, f.Close()); err == nil && len(b) > maxSecret {
-			err = fmt.Errorf("it has more than %d bytes", maxSecret)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("secret %s: %w", name, err)
-		}
-		out[name] = strings.TrimRight(string(b), "\r\n")
-	}
-	return out, nil
+	return out
 }
 
 // webhook sends the run's context. An answer of 200 to 299 is success.
 func (p *Planner) webhook(ctx context.Context, w *plan.Webhook, told []byte) (string, error) {
-	secrets, err := p.secrets(w.Secrets)
+	secrets, err := p.opts.Host.Read(secretsOf(w.Secrets))
 	if err != nil {
 		return "", err
 	}
@@ -257,7 +194,7 @@ func (p *Planner) webhook(ctx context.Context, w *plan.Webhook, told []byte) (st
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxOutput))
-	said := redact(res.Status+"\n"+string(body), secrets)
+	said := script.Redact(res.Status+"\n"+string(body), secrets)
 	if err == nil && (res.StatusCode < 200 || res.StatusCode > 299) {
 		err = fmt.Errorf("%s answers %s", w.URL, res.Status)
 	}

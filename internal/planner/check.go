@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
-	"path/filepath"
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
@@ -121,12 +119,10 @@ func (p *Planner) checkAction(ctx context.Context, a *plan.Action) []error {
 	}
 	switch {
 	case a.Script != nil:
-		add(p.checkScript(a.Script))
-		_, err := p.secrets(a.Script.Secrets)
-		add(err)
+		add(p.checkScript(ctx, a.Script))
 	case a.Webhook != nil:
 		add(reach(ctx, a.Webhook.URL))
-		_, err := p.secrets(a.Webhook.Secrets)
+		_, err := p.opts.Host.Read(secretsOf(a.Webhook.Secrets))
 		add(err)
 	case a.Guest != nil || a.Wait != nil && a.Wait.Agent != "":
 		if p.opts.Guests == nil {
@@ -136,21 +132,14 @@ func (p *Planner) checkAction(ctx context.Context, a *plan.Action) []error {
 	return wrong
 }
 
-func (p *Planner) checkScript(s *plan.Script) error {
-	if p.opts.Scripts == "" {
-		return errors.New("this server runs no scripts")
+func (p *Planner) checkScript(ctx context.Context, s *plan.Script) error {
+	if s.Site == "" {
+		return p.opts.Host.Check(p.call(s))
 	}
-	name := filepath.Join(p.opts.Scripts, filepath.FromSlash(s.Path))
-	st, err := os.Stat(name)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("there is no script %s in %s", s.Path, p.opts.Scripts)
-	case err != nil:
-		return err
-	case !st.Mode().IsRegular() || st.Mode()&0o111 == 0:
-		return fmt.Errorf("%s is no program: make it executable", name)
+	if p.opts.Remote == nil {
+		return errors.New("this server runs no scripts at sites")
 	}
-	return nil
+	return p.opts.Remote.CheckScript(ctx, s.Site, p.call(s))
 }
 
 // reach connects to the host of a URL and asks nothing.

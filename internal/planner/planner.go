@@ -21,6 +21,7 @@ import (
 	"github.com/holdfast-dr/holdfast/api"
 	"github.com/holdfast-dr/holdfast/internal/job"
 	"github.com/holdfast-dr/holdfast/internal/plan"
+	"github.com/holdfast-dr/holdfast/internal/script"
 )
 
 // Store is where plans are kept. Its methods fail with an *holdfast.Error of kind
@@ -107,6 +108,14 @@ type Guests interface {
 	GuestAddresses(ctx context.Context, item, test string) ([]string, error)
 }
 
+// Remote runs scripts on the hosts of sites' gateways.
+type Remote interface {
+	// RunScript runs a script beside the machines of a site, and returns what it said.
+	RunScript(ctx context.Context, site string, call script.Call) (output string, err error)
+	// CheckScript says whether it could be run there.
+	CheckScript(ctx context.Context, site string, call script.Call) error
+}
+
 // Options are what a planner works with.
 type Options struct {
 	Store      Store
@@ -118,11 +127,9 @@ type Options struct {
 	Groups     Groups
 	Guests     Guests // nil: guest agents cannot be reached
 	Evidence   Evidence
-	// Scripts and Secrets are the directories of the scripts that plans may run
-	// and of the files that they may read secrets from; empty: none.
-	Scripts, Secrets string
-	// Getenv returns a variable of the server's environment, for secrets.
-	Getenv func(string) string
+	// Host has the scripts that plans may run on the server, and their secrets.
+	Host   script.Host
+	Remote Remote // nil: none are run elsewhere
 	Client *http.Client
 	Logger *slog.Logger
 	Now    func() time.Time
@@ -149,9 +156,6 @@ func New(o Options) (*Planner, error) {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
-	}
-	if o.Getenv == nil {
-		o.Getenv = func(string) string { return "" }
 	}
 	if o.Client == nil {
 		o.Client = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}

@@ -188,7 +188,7 @@ func (w *world) protect() {
 // eventually waits until f is true.
 func (w *world) eventually(what string, f func() bool) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(w.t.Context(), 3*time.Minute)
 	defer cancel()
 	w.must(lab.Poll(ctx, what, func() (bool, error) { return f(), nil }))
 }

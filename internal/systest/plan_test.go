@@ -42,6 +42,7 @@ groups:
       - {name: own, runs: [planned], directions: [recovery_to_primary], guest: {item: web, command: [/bin/sh, -c, "! ip addr show eth0 | grep 10.0.2.4"]}}
       - {name: inside, runs: [test], guest: {item: web, command: [/bin/busybox, grep, FailoverType]}}
       - {name: alive, runs: [test], wait: {agent: web}}
+      - {name: beside, runs: [test], on_failure: stop, script: {path: beside, site: primary, secrets: {TOKEN: {file: token}}}}
       - {name: look, runs: [unplanned], manual: {instructions: Look at the town}}
 clean_up:
   after:
@@ -68,7 +69,7 @@ func TestPlan(t *testing.T) {
 		t.Fatalf("%d test machines run", n)
 	}
 	w.said("data")
-	if run := w.lastRun("test"); run.Outcome != "succeeded" || hooks() != "Test hush" || run.Steps[len(run.Steps)-2].Output != `  "FailoverType": "Test",` {
+	if run := w.lastRun("test"); run.Outcome != "succeeded" || hooks() != "Test hush" || run.Steps[len(run.Steps)-3].Output != `  "FailoverType": "Test",` {
 		t.Fatalf("the test: %+v; the hook was told %q", run, hooks())
 	}
 	w.reportOf(w.lastRun("test").Job)
@@ -142,7 +143,8 @@ func (w *world) townPlan() func() string {
 		}
 	}))
 	w.t.Cleanup(srv.Close)
-	for name, text := range map[string]string{"scripts/note": "#!/bin/sh\ncat >/dev/null\necho $1 >> log\n", "secrets/token": "hush\n"} {
+	for name, text := range map[string]string{"scripts/note": "#!/bin/sh\ncat >/dev/null\necho $1 >> log\n", "secrets/token": "hush\n",
+		"gateway/scripts/beside": "#!/bin/sh\ntest \"$TOKEN\" = there && grep -q RecoveryPlanName\n", "gateway/secrets/token": "there\n"} {
 		path := filepath.Join(w.State, name)
 		w.must(os.MkdirAll(filepath.Dir(path), 0o700))
 		w.must(os.WriteFile(path, []byte(text), 0o700))

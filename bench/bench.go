@@ -151,7 +151,7 @@ func (b *bench) ingest(ctx context.Context) (float64, error) {
 	}
 	rep, err := b.gateway.Open(ctx, gateway.OpenRequest{
 		Stream: id, Timeline: 1, Generation: 1, Disks: []gateway.DiskRef{{ID: "vda", Size: b.size}},
-		Vault: gateway.VaultRef{Directory: filepath.Join(b.dir, "vault"), Key: b.key.String()},
+		Vault: gateway.VaultRef{Location: objstore.Location(filepath.Join(b.dir, "vault")), Key: b.key.String()},
 	})
 	if err != nil {
 		return 0, err

@@ -16,14 +16,15 @@ import (
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/block"
-	"github.com/holdfast-dr/holdfast/internal/objstore"
 	"github.com/holdfast-dr/holdfast/internal/recovery"
 	"github.com/holdfast-dr/holdfast/internal/vault"
-	"github.com/holdfast-dr/holdfast/internal/vfs"
 )
 
 // offline are the flags of what works with a vault and its key alone.
-type offline struct{ vault, key string }
+type offline struct {
+	vault location
+	key   string
+}
 
 // offlineCommands are the commands of `holdfast vault` that need no server.
 func offlineCommands() *cobra.Command {
@@ -33,7 +34,8 @@ func offlineCommands() *cobra.Command {
 }
 
 func (o *offline) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&o.vault, "vault", "", "directory of the vault")
+	cmd.Flags().StringVar(&o.vault.at, "vault", "", "the vault: a directory, s3://BUCKET/PREFIX?endpoint=URL&region=REGION or azure://ACCOUNT/CONTAINER/PREFIX")
+	cmd.Flags().StringVar(&o.vault.credentials, "vault-credentials", "", "file with the object store's credentials, as lines NAME=VALUE (default: the environment)")
 	cmd.Flags().StringVar(&o.key, "vault-key", "", "file with the vault's key")
 	_ = cmd.MarkFlagRequired("vault")     // the flag is there
 	_ = cmd.MarkFlagRequired("vault-key") // the flag is there
@@ -45,16 +47,16 @@ func (o *offline) open(ctx context.Context) (*vault.Vault, error) {
 	if err != nil {
 		return nil, startError("read vault key", o.key, err, "Name the file with the vault's key with --vault-key: vault.key in the server's state directory, or your copy of it")
 	}
-	if _, err := os.Stat(o.vault); err != nil {
-		return nil, startError("open vault", o.vault, err, "Name the vault's directory with --vault, and mount it if need be")
+	if err := o.vault.absolute(); err != nil {
+		return nil, err
 	}
-	objects, err := objstore.NewDir(vfs.OS, o.vault)
+	objects, err := o.vault.open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	v, err := vault.Open(ctx, objects, key, vault.Options{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
-		return nil, startError("open vault", o.vault, err, vaultHint(err, serverOptions{vault: o.vault, keyFile: o.key}, "that you mean"))
+		return nil, startError("open vault", o.vault.name(), err, vaultHint(err, serverOptions{vault: o.vault, keyFile: o.key}, "that you mean"))
 	}
 	return v, nil
 }

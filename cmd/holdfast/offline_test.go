@@ -22,15 +22,15 @@ import (
 func lostServer(t *testing.T) (o offline, first time.Time, before, after []byte) {
 	t.Helper()
 	dir := t.TempDir()
-	o = offline{vault: filepath.Join(dir, "vault"), key: filepath.Join(dir, "vault.key")}
+	o = offline{vault: location{at: filepath.Join(dir, "vault")}, key: filepath.Join(dir, "vault.key")}
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	must(os.Mkdir(o.vault, 0o700))
-	objects, err := objstore.NewDir(vfs.OS, o.vault)
+	must(os.Mkdir(o.vault.at, 0o700))
+	objects, err := objstore.NewDir(vfs.OS, o.vault.at)
 	must(err)
 	key, err := vault.NewKey()
 	must(err)
@@ -150,8 +150,8 @@ func TestOpenWithoutServerRefuses(t *testing.T) {
 	}{
 		{offline{good.vault, other.key}, "vault"},
 		{offline{good.vault, "/nowhere"}, "read vault key"},
-		{offline{filepath.Join(good.vault, "nowhere"), good.key}, "open vault"},
-		{offline{t.TempDir(), good.key}, "open vault"},
+		{offline{location{at: filepath.Join(good.vault.at, "nowhere")}, good.key}, "open vault"},
+		{offline{location{at: t.TempDir()}, good.key}, "open vault"},
 	} {
 		if _, err := c.o.open(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) || holdfast.HintOf(err) == "" {
 			t.Errorf("%+v: %v, hint %q", c.o, err, holdfast.HintOf(err))

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/auth"
 	"github.com/holdfast-dr/holdfast/internal/gateway"
 	"github.com/holdfast-dr/holdfast/internal/httpd"
+	"github.com/holdfast-dr/holdfast/internal/objstore"
 	"github.com/holdfast-dr/holdfast/internal/orchestrator"
 	"github.com/holdfast-dr/holdfast/internal/planner"
 	"github.com/holdfast-dr/holdfast/internal/recovery"
@@ -27,16 +29,17 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/script"
 	"github.com/holdfast-dr/holdfast/internal/store"
 	"github.com/holdfast-dr/holdfast/internal/vault"
-	"github.com/holdfast-dr/holdfast/internal/vfs"
 )
 
 // serverOptions are the flags of `holdfast server`.
 type serverOptions struct {
-	state, vault, keyFile, listen, logLevel string
-	hosts                                   []string
-	noGateway                               bool
-	bound                                   time.Duration
-	tuning                                  gateway.Tuning
+	state, keyFile, listen, logLevel string
+	vault                            location
+	gatewayCredentials               string
+	hosts                            []string
+	noGateway                        bool
+	bound                            time.Duration
+	tuning                           gateway.Tuning
 }
 
 // serverCommand is `holdfast server`.
@@ -58,7 +61,9 @@ nobody can read the vault.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.state, "state", "/var/lib/holdfast", "state directory")
-	f.StringVar(&o.vault, "vault", "", "directory of the vault (default: vault in the state directory)")
+	f.StringVar(&o.vault.at, "vault", "", "the vault: a directory (default: vault in the state directory), s3://BUCKET/PREFIX?endpoint=URL&region=REGION or azure://ACCOUNT/CONTAINER/PREFIX")
+	f.StringVar(&o.vault.credentials, "vault-credentials", "", "file with the object store's credentials, as lines NAME=VALUE (default: the environment's "+strings.Join(objstore.CredentialNames(), ", ")+")")
+	f.StringVar(&o.gatewayCredentials, "gateway-credentials", "", "the same for gateways, which need not be able to delete anything (default: the server's)")
 	f.StringVar(&o.keyFile, "vault-key", "", "file with the vault's key (default: vault.key in the state directory)")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "address of the API")
 	f.StringSliceVar(&o.hosts, "host", nil, "names and addresses by which clients reach the server, for its certificate")
@@ -75,14 +80,13 @@ func (o *serverOptions) applyDefaults() error {
 	if o.state, err = filepath.Abs(o.state); err != nil {
 		return err
 	}
-	if o.vault == "" {
-		o.vault = filepath.Join(o.state, "vault")
+	if o.vault.at == "" {
+		o.vault.at = filepath.Join(o.state, "vault")
 	}
 	if o.keyFile == "" {
 		o.keyFile = filepath.Join(o.state, "vault.key")
 	}
-	o.vault, err = filepath.Abs(o.vault)
-	return err
+	return o.vault.absolute()
 }
 
 // runServer runs every part until ctx ends.
@@ -109,7 +113,7 @@ func runServer(ctx context.Context, o serverOptions, out io.Writer, log *slog.Lo
 	}
 	ctx, lease, err := v.AcquireLease(ctx, vault.LeaseOptions{Owner: owner, Host: host, Logger: log})
 	if err != nil {
-		return startError("take vault", o.vault, err, "Stop the other server, or give this one a vault of its own with --vault")
+		return startError("take vault", o.vault.name(), err, "Stop the other server, or give this one a vault of its own with --vault")
 	}
 	defer lease.Release()
 	p, err := newParts(ctx, o, parts{db: db, vault: v, lease: lease, key: key, out: out, log: log})
@@ -145,11 +149,14 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	p.views = recovery.NewExports(recovery.Options{Socket: socket, Logger: p.log})
 	events := httpd.NewEventLog(10_000, time.Now())
 	own := "unix:" + gatewaySocket(o.gatewayDir())
-	var err error
+	ref, err := o.vaultRef(p.key)
+	if err != nil {
+		return nil, err
+	}
 	p.orch, err = orchestrator.New(orchestrator.Options{
-		Store: p.db, Jobs: p.db, Vault: p.vault, VaultRef: gateway.VaultRef{Directory: o.vault, Key: p.key.String()},
-		Views: p.views, Pictures: pictures(filepath.Join(o.state, "pictures")), Scripts: filepath.Join(o.state, "scripts"), Confirm: p.lease.Confirm, OpenSite: openSite, VaultLocation: o.vault, Tuning: o.tuning, Publish: events.Publish, Logger: p.log,
-		VaultFree: func() (int64, error) { return vfs.OS.Free(o.vault) },
+		Store: p.db, Jobs: p.db, Vault: p.vault, VaultRef: ref,
+		Views: p.views, Pictures: pictures(filepath.Join(o.state, "pictures")), Scripts: filepath.Join(o.state, "scripts"), Confirm: p.lease.Confirm, OpenSite: openSite, VaultLocation: o.vault.name(), Tuning: o.tuning, Publish: events.Publish, Logger: p.log,
+		VaultFree: o.vault.free(),
 		Gateway: func(address string) (orchestrator.Gateway, error) {
 			if address == "" {
 				address = own

@@ -39,7 +39,7 @@ func openVault(ctx context.Context, o serverOptions, db *store.Store, log *slog.
 	if err := vaultDirectory(o.vault, known); err != nil {
 		return nil, vault.Key{}, err
 	}
-	objects, err := objstore.NewDir(vfs.OS, o.vault)
+	objects, err := o.vault.open(ctx)
 	if err != nil {
 		return nil, vault.Key{}, err
 	}
@@ -52,18 +52,23 @@ func openVault(ctx context.Context, o serverOptions, db *store.Store, log *slog.
 		v, err = vault.Create(ctx, objects, vault.CreateOptions{Key: key, Now: time.Now()})
 	}
 	if err != nil {
-		return nil, key, startError("open vault", o.vault, err, vaultHint(err, o, known))
+		return nil, key, startError("open vault", o.vault.name(), err, vaultHint(err, o, known))
 	}
 	if known != "" && v.ID() != known {
-		return nil, key, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "open vault", Thing: o.vault,
+		return nil, key, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "open vault", Thing: o.vault.name(),
 			Cause: "it is vault " + v.ID() + ", and this server works with vault " + known,
 			Hint:  "Mount the right one there, or use another state directory"}
 	}
 	return v, key, db.SetSetting(ctx, settingVault, v.ID())
 }
 
-// vaultDirectory makes the directory at the first start, and never again.
-func vaultDirectory(dir, known string) error {
+// vaultDirectory makes the directory at the first start, and never again. A bucket or
+// container must be there.
+func vaultDirectory(at location, known string) error {
+	dir, ok := objstore.Location(at.at).Directory()
+	if !ok {
+		return nil
+	}
 	if known == "" {
 		return wrapStart("make vault directory", dir, os.MkdirAll(dir, 0o700), "Name a directory that can be written with --vault")
 	}
@@ -90,7 +95,7 @@ func vaultHint(err error, o serverOptions, known string) string {
 	case errors.Is(err, vault.ErrCorrupt):
 		return "Restore that object from a copy of the vault"
 	}
-	return "Check that the directory is mounted, that it can be written, and that it has room"
+	return "Check that it can be reached, that it can be written, and that it has room"
 }
 
 // vaultKey reads the vault's key, or makes one at the first start.
@@ -118,12 +123,12 @@ func readKey(file string) (vault.Key, error) {
 func makeKey(ctx context.Context, objects objstore.Store, o serverOptions) (vault.Key, error) {
 	entries, err := objects.List(ctx, "", "")
 	if err != nil {
-		return vault.Key{}, startError("list vault", o.vault, err, "Check that the directory can be read")
+		return vault.Key{}, startError("list vault", o.vault.name(), err, "Check that it can be read")
 	}
 	if len(entries) > 0 {
-		return vault.Key{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "make vault", Thing: o.vault,
-			Cause: "the directory is not empty, and there is no key at " + o.keyFile,
-			Hint:  "Name the key of the vault that is there with --vault-key, or an empty directory with --vault"}
+		return vault.Key{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "make vault", Thing: o.vault.name(),
+			Cause: "there is something there, and there is no key at " + o.keyFile,
+			Hint:  "Name the key of the vault that is there with --vault-key, or an empty place with --vault"}
 	}
 	key, err := vault.NewKey()
 	if err != nil {

@@ -122,7 +122,7 @@ func TestDamagedOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := newRig(t)
-	good := strings.NewReplacer("STREAM", r.id.String()).Replace(`{"item":"ITEM","stream":"STREAM","timeline":1,"generation":1,"vault":{"directory":"/v","key":"k"},
+	good := strings.NewReplacer("STREAM", r.id.String()).Replace(`{"item":"ITEM","stream":"STREAM","timeline":1,"generation":1,"vault":{"location":"/v","key":"k"},
 "site":{"provider":"p","settings":{}},"machine_id":"m","disks":[{"id":"vda","size":1048576}],"tuning":{}}`)
 	for name, content := range map[string]string{"good": strings.ReplaceAll(good, "ITEM", "good"), "torn": good[:60], "empty": "", "zeroes": "\x00\x00\x00",
 		"other": strings.ReplaceAll(good, "ITEM", "another"), "disks": strings.ReplaceAll(strings.ReplaceAll(good, "ITEM", "disks"), "1048576", "7")} {

@@ -210,7 +210,7 @@ func (g *Ingest) openStream(ctx context.Context, r OpenRequest) (*vault.Stream, 
 	if err != nil {
 		return nil, err
 	}
-	store, err := objstore.NewDir(g.fs, r.Vault.Directory)
+	store, err := objstore.Open(ctx, r.Vault.Location, objstore.Options{Credentials: r.Vault.Credentials, FS: g.fs})
 	if err != nil {
 		return nil, err
 	}

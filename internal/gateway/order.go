@@ -8,13 +8,15 @@ import (
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/objstore"
 	"github.com/holdfast-dr/holdfast/internal/provider"
 )
 
-// VaultRef says where a vault is and how to open it.
+// VaultRef says where a vault is and how to open it. It is secret.
 type VaultRef struct {
-	Directory string `json:"directory"`
-	Key       string `json:"key"`
+	Location    objstore.Location `json:"location"`
+	Key         string            `json:"key"`
+	Credentials map[string]string `json:"credentials,omitempty"` // of the object store; see objstore.CredentialNames
 }
 
 // SiteRef says how to open the site of a machine.
@@ -55,8 +57,8 @@ func (o Order) Validate() error {
 		return errors.New("order names no stream")
 	case o.Timeline == 0 || o.Generation == 0:
 		return errors.New("order names no timeline or generation")
-	case o.Vault.Directory == "" || o.Vault.Key == "":
-		return errors.New("order names no vault directory or key")
+	case o.Vault.Location == "" || o.Vault.Key == "":
+		return errors.New("order names no vault or key")
 	case o.Site.Provider == "" || o.MachineID == "":
 		return errors.New("order names no provider or machine")
 	case len(o.Disks) == 0:

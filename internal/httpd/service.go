@@ -207,6 +207,6 @@ type Events interface {
 // Health is how the server fares.
 type Health interface {
 	// CheckHealth returns how the server and its parts fare. It is quick: it
-	// reports what is known and waits for nothing.
+	// reports what is known, and asks the vault for some seconds at most.
 	CheckHealth(ctx context.Context) api.ServerHealth
 }

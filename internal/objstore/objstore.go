@@ -1,5 +1,5 @@
 // Package objstore is the thin face over the object store that holds a vault:
-// a directory, later S3 and Azure Blob. Objects are small enough (at most
+// a directory, S3 or Azure Blob. Objects are small enough (at most
 // MaxObjectSize) to be handled as byte slices. SDKs of object stores are
 // imported here and nowhere else.
 package objstore

@@ -175,7 +175,7 @@ func (r *rig) start(hook func(string, job.Job) error) {
 	}
 	r.views = &memViews{images: map[string]block.Image{}}
 	r.Orchestrator, err = orchestrator.New(orchestrator.Options{
-		Store: gatedStore{db, &r.gate}, Jobs: db, Vault: r.vault, VaultRef: gateway.VaultRef{Directory: "/v", Key: "k"}, Views: r.views, Pictures: &memPictures{}, Scripts: r.scripts,
+		Store: gatedStore{db, &r.gate}, Jobs: db, Vault: r.vault, VaultRef: gateway.VaultRef{Location: "/v", Key: "k"}, Views: r.views, Pictures: &memPictures{}, Scripts: r.scripts,
 		Gateway: func(address string) (orchestrator.Gateway, error) { return addressedGateway{r.gw, address}, nil }, Observe: r.tick, JobHook: hook, Now: r.now,
 		Confirm: func(context.Context) error { return r.confirm },
 		OpenSite: func(_ context.Context, name string, _ json.RawMessage) (*provider.Site, error) {

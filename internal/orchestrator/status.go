@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/api"
@@ -73,6 +74,9 @@ func (c *Orchestrator) apiStream(ctx context.Context, id holdfast.StreamID, item
 	return out, nil
 }
 
+// vaultPatience is how long the vault may take to show that it is there.
+const vaultPatience = 5 * time.Second
+
 // CheckHealth returns how the server and its parts fare, from what is known.
 func (c *Orchestrator) CheckHealth(ctx context.Context) api.ServerHealth {
 	out := api.ServerHealth{Status: "ok"}
@@ -86,9 +90,8 @@ func (c *Orchestrator) CheckHealth(ctx context.Context) api.ServerHealth {
 	}
 	_, err := c.opts.Store.Sites(ctx)
 	add("store", err, "Check the server's state directory")
-	if c.opts.VaultFree != nil {
-		_, err = c.opts.VaultFree()
-		add("vault", err, "Check that the vault's directory is mounted")
-	}
+	ctx, cancel := context.WithTimeout(ctx, vaultPatience)
+	defer cancel()
+	add("vault", c.opts.Vault.Ping(ctx), "Check that the vault's directory is mounted, or that its object store can be reached")
 	return out
 }

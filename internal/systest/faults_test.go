@@ -11,6 +11,7 @@ import (
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/api"
 	"github.com/holdfast-dr/holdfast/internal/block"
+	"github.com/holdfast-dr/holdfast/internal/objstore"
 	"github.com/holdfast-dr/holdfast/internal/provider/qemu"
 	"github.com/holdfast-dr/holdfast/internal/systest/lab"
 	"github.com/holdfast-dr/holdfast/internal/vault"
@@ -78,7 +79,9 @@ func (w *world) drained() api.Item {
 // stream opens the item's stream without the server's help.
 func (w *world) stream(it api.Item) *vault.Stream {
 	w.t.Helper()
-	s, err := lab.OpenStream(w.t.Context(), w.vaultDir, filepath.Join(w.State, "vault.key"), it.Stream.ID)
+	store, err := objstore.Open(w.t.Context(), objstore.Location(w.vaultDir), objstore.Options{Credentials: w.credentials})
+	w.must(err)
+	s, err := lab.OpenStreamIn(w.t.Context(), store, filepath.Join(w.State, "vault.key"), it.Stream.ID)
 	w.must(err)
 	return s
 }

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -46,11 +47,12 @@ const machine = "shop"
 // world is a lab with one protected or protectable guest.
 type world struct {
 	*lab.Lab
-	t        *testing.T
-	disk     string
-	format   string
-	extra    string // a monitor socket of the test's own
-	vaultDir string // the vault, as the test sees it
+	t           *testing.T
+	disk        string
+	format      string
+	extra       string            // a monitor socket of the test's own
+	vaultDir    string            // the vault, as the test sees it
+	credentials map[string]string // of the vault's object store
 }
 
 // worldOptions say what a test needs.
@@ -59,19 +61,26 @@ type worldOptions struct {
 	sizeMB      int    // default 256
 	sparseGB    int    // grow the disk to so much, unused
 	serverFlags []string
-	second      int64    // bytes of a second, raw disk
-	vaultSize   string   // the vault is a file system of so much, which only the server and its gateway see; needs root
+	second      int64  // bytes of a second, raw disk
+	vaultSize   string // the vault is a file system of so much, which only the server and its gateway see; needs root
+	vault       string // in an object store, whose credentials are:
+	credentials map[string]string
 	cmdline     string   // of the guest's kernel
 	postgres    bool     // the guest's load is PostgreSQL
 	extra       []string // more arguments of the guest's QEMU
 }
 
-// newWorld builds a guest, starts it, and starts the server.
-func newWorld(t *testing.T, o worldOptions) *world {
+func needsSystem(t *testing.T) {
 	t.Helper()
 	if binary == "" {
 		t.Skip("HOLDFAST_SYSTEST is not 1: whole-system tests take minutes; make test runs them")
 	}
+}
+
+// newWorld builds a guest, starts it, and starts the server.
+func newWorld(t *testing.T, o worldOptions) *world {
+	t.Helper()
+	needsSystem(t)
 	if err := guest.Supported(); err != nil {
 		t.Skip(err)
 	}
@@ -95,7 +104,19 @@ func newWorld(t *testing.T, o worldOptions) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{Lab: l, t: t, format: o.format, disk: filepath.Join(l.Primary, machine+"."+o.format), extra: filepath.Join(l.Primary, "test.qmp")}
+	if o.vault != "" {
+		l.Vault = o.vault
+		file := filepath.Join(dir, "credentials")
+		var text strings.Builder
+		for k, v := range o.credentials {
+			fmt.Fprintf(&text, "%s=%s\n", k, v)
+		}
+		if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l.ServerFlags = append(l.ServerFlags, "--vault-credentials", file)
+	}
+	w := &world{Lab: l, credentials: o.credentials, t: t, format: o.format, disk: filepath.Join(l.Primary, machine+"."+o.format), extra: filepath.Join(l.Primary, "test.qmp")}
 	t.Cleanup(func() { w.close(&log) })
 	ctx := t.Context()
 	opts := guest.Options{Path: w.disk, SizeMB: o.sizeMB, Format: o.format, Cmdline: o.cmdline, Postgres: o.postgres}

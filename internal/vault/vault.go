@@ -229,6 +229,15 @@ func (v *Vault) ID() string { return v.desc.ID }
 // CreatedAt returns when it was made.
 func (v *Vault) CreatedAt() time.Time { return v.desc.CreatedAt }
 
+// Ping says whether the vault can be reached and is the one that was opened.
+func (v *Vault) Ping(ctx context.Context) error {
+	b, _, err := v.store.Get(ctx, descriptorName)
+	if err == nil && !v.isOurs(b) {
+		err = objstore.ErrGone
+	}
+	return err
+}
+
 // FormatVersion returns the version of its layout.
 func (v *Vault) FormatVersion() int { return v.desc.Format }
 

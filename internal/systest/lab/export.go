@@ -44,15 +44,20 @@ func ExportPoint(ctx context.Context, e Export) error {
 
 // OpenStream opens a stream of the vault in a directory.
 func OpenStream(ctx context.Context, dir, keyFile, stream string) (*vault.Stream, error) {
+	store, err := objstore.NewDir(vfs.OS, dir)
+	if err != nil {
+		return nil, err
+	}
+	return OpenStreamIn(ctx, store, keyFile, stream)
+}
+
+// OpenStreamIn opens a stream of the vault in a store.
+func OpenStreamIn(ctx context.Context, store objstore.Store, keyFile, stream string) (*vault.Stream, error) {
 	b, err := os.ReadFile(keyFile)
 	if err != nil {
 		return nil, err
 	}
 	key, err := vault.ParseKey(strings.TrimSpace(string(b)))
-	if err != nil {
-		return nil, err
-	}
-	store, err := objstore.NewDir(vfs.OS, dir)
 	if err != nil {
 		return nil, err
 	}

@@ -7,7 +7,9 @@ require (
 	github.com/Azure/azure-sdk-for-go/sdk/azcore v1.24.0
 	github.com/Azure/azure-sdk-for-go/sdk/storage/azblob v1.8.3
 	github.com/beevik/etree v1.8.1
+	github.com/cosmos/go-bip39 v1.0.0
 	github.com/danielgtaylor/huma/v2 v2.39.0
+	github.com/decred/dcrd/bech32 v1.1.4
 	github.com/digitalocean/go-libvirt v0.0.0-20261013170128-efbbdf578ac8
 	github.com/diskfs/go-diskfs v1.9.4
 	github.com/google/go-cmp v0.7.0

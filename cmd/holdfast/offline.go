@@ -24,12 +24,15 @@ import (
 type offline struct {
 	vault location
 	key   string
+	words bool // ask for the recovery key instead
+	in    io.Reader
+	ask   io.Writer
 }
 
 // offlineCommands are the commands of `holdfast vault` that need no server.
 func offlineCommands() *cobra.Command {
 	group := &cobra.Command{Use: "vault"}
-	group.AddCommand(openCommand(), exportCommand())
+	group.AddCommand(openCommand(), exportCommand(), recoveryKeyCommand(), rotateKeyCommand())
 	return group
 }
 
@@ -37,28 +40,48 @@ func (o *offline) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&o.vault.at, "vault", "", "the vault: a directory, s3://BUCKET/PREFIX?endpoint=URL&region=REGION or azure://ACCOUNT/CONTAINER/PREFIX")
 	cmd.Flags().StringVar(&o.vault.credentials, "vault-credentials", "", "file with the object store's credentials, as lines NAME=VALUE (default: the environment)")
 	cmd.Flags().StringVar(&o.key, "vault-key", "", "file with the vault's key")
-	_ = cmd.MarkFlagRequired("vault")     // the flag is there
-	_ = cmd.MarkFlagRequired("vault-key") // the flag is there
+	cmd.Flags().BoolVar(&o.words, "recovery-key", false, "ask for the words of the recovery key, instead of --vault-key")
+	_ = cmd.MarkFlagRequired("vault") // the flag is there
+	cmd.MarkFlagsOneRequired("vault-key", "recovery-key")
+	cmd.MarkFlagsMutuallyExclusive("vault-key", "recovery-key")
+	cmd.PreRun = func(cmd *cobra.Command, _ []string) { o.in, o.ask = cmd.InOrStdin(), cmd.ErrOrStderr() }
 }
 
 // open opens the vault for reading.
 func (o *offline) open(ctx context.Context) (*vault.Vault, error) {
+	v, _, err := o.openWith(ctx)
+	return v, err
+}
+
+func (o *offline) readKey() (vault.Key, error) {
+	if o.words {
+		return askWords(o.in, o.ask)
+	}
 	key, err := readKey(o.key)
 	if err != nil {
-		return nil, startError("read vault key", o.key, err, "Name the file with the vault's key with --vault-key: vault.key in the server's state directory, or your copy of it")
+		return key, startError("read vault key", o.key, err, "Name the file with the vault's key with --vault-key: vault.key in the server's state directory, or your copy of it; or use --recovery-key")
+	}
+	return key, nil
+}
+
+// openWith opens the vault, and returns the key that did it.
+func (o *offline) openWith(ctx context.Context) (*vault.Vault, vault.Key, error) {
+	key, err := o.readKey()
+	if err != nil {
+		return nil, key, err
 	}
 	if err := o.vault.absolute(); err != nil {
-		return nil, err
+		return nil, key, err
 	}
 	objects, err := o.vault.open(ctx)
 	if err != nil {
-		return nil, err
+		return nil, key, err
 	}
 	v, err := vault.Open(ctx, objects, key, vault.Options{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
-		return nil, startError("open vault", o.vault.name(), err, vaultHint(err, serverOptions{vault: o.vault, keyFile: o.key}, "that you mean"))
+		return nil, key, startError("open vault", o.vault.name(), err, vaultHint(err, serverOptions{vault: o.vault, keyFile: o.key}, "that you mean"))
 	}
-	return v, nil
+	return v, key, nil
 }
 
 // stream finds a stream by its id or its name, and reads what there is of it.

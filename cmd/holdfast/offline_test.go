@@ -148,10 +148,10 @@ func TestOpenWithoutServerRefuses(t *testing.T) {
 		o    offline
 		want string
 	}{
-		{offline{good.vault, other.key}, "vault"},
-		{offline{good.vault, "/nowhere"}, "read vault key"},
-		{offline{location{at: filepath.Join(good.vault.at, "nowhere")}, good.key}, "open vault"},
-		{offline{location{at: t.TempDir()}, good.key}, "open vault"},
+		{offline{vault: good.vault, key: other.key}, "vault"},
+		{offline{vault: good.vault, key: "/nowhere"}, "read vault key"},
+		{offline{vault: location{at: filepath.Join(good.vault.at, "nowhere")}, key: good.key}, "open vault"},
+		{offline{vault: location{at: t.TempDir()}, key: good.key}, "open vault"},
 	} {
 		if _, err := c.o.open(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) || holdfast.HintOf(err) == "" {
 			t.Errorf("%+v: %v, hint %q", c.o, err, holdfast.HintOf(err))

@@ -52,8 +52,9 @@ func serverCommand() *cobra.Command {
 primary one. The first start makes the state directory, a vault with a key of
 its own, a certificate authority, and an admin token that is printed once.
 
-Keep a copy of vault.key from the state directory in a safe place: without it
-nobody can read the vault.`,
+It also prints the words of a recovery key. Write them down: with vault.key of the
+state directory they are all that opens the vault. holdfast vault recovery-key
+makes new ones.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runServer(cmd.Context(), o, cmd.OutOrStdout(), newLogger(cmd.ErrOrStderr(), o.logLevel))
@@ -102,7 +103,7 @@ func runServer(ctx context.Context, o serverOptions, out io.Writer, log *slog.Lo
 		return err
 	}
 	defer db.Close()
-	v, key, err := openVault(ctx, o, db, log)
+	v, key, err := openVault(ctx, o, db, out, log)
 	if err != nil {
 		return err
 	}

@@ -3,10 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"strings"
-	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/objstore"
@@ -31,7 +31,7 @@ func startError(op, thing string, err error, hint string) error {
 
 // openVault opens the vault, or makes one at the server's first start. A vault
 // that has gone missing is never made anew.
-func openVault(ctx context.Context, o serverOptions, db *store.Store, log *slog.Logger) (*vault.Vault, vault.Key, error) {
+func openVault(ctx context.Context, o serverOptions, db *store.Store, out io.Writer, log *slog.Logger) (*vault.Vault, vault.Key, error) {
 	known, err := db.Setting(ctx, settingVault)
 	if err != nil {
 		return nil, vault.Key{}, err
@@ -49,7 +49,7 @@ func openVault(ctx context.Context, o serverOptions, db *store.Store, log *slog.
 	}
 	v, err := vault.Open(ctx, objects, key, vault.Options{Logger: log})
 	if errors.Is(err, vault.ErrNotVault) && known == "" {
-		v, err = vault.Create(ctx, objects, vault.CreateOptions{Key: key, Now: time.Now()})
+		v, err = createVault(ctx, objects, key, out)
 	}
 	if err != nil {
 		return nil, key, startError("open vault", o.vault.name(), err, vaultHint(err, o, known))

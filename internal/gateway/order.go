@@ -2,6 +2,8 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +19,16 @@ type VaultRef struct {
 	Location    objstore.Location `json:"location"`
 	Key         string            `json:"key"`
 	Credentials map[string]string `json:"credentials,omitempty"` // of the object store; see objstore.CredentialNames
+}
+
+// Digest names what is in it, without telling it.
+func (r VaultRef) Digest() string {
+	b, err := json.Marshal(r) // maps in the order of their keys
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
 }
 
 // SiteRef says how to open the site of a machine.
@@ -96,6 +108,8 @@ type Status struct {
 	// Machine names what the machine was when it was looked at last; when it
 	// changes, so has the machine. Empty: it was not looked at yet.
 	Machine string `json:"machine,omitempty"`
+	// Vault is the digest of the VaultRef that the gateway works with.
+	Vault string `json:"vault,omitempty"`
 	// Stalls counts how often the ingest process was killed because it did not
 	// answer within the bound.
 	Stalls int `json:"stalls"`

@@ -290,7 +290,7 @@ func (r *replication) status(ctx context.Context) Status {
 
 // unpaused joins what the mirror, the ingest and the supervisor know.
 func (r *replication) unpaused(ctx context.Context) Status {
-	st := Status{Item: r.order.Item, Stream: r.order.Stream, Timeline: r.order.Timeline, Mode: string(capture.ModeDisconnected)}
+	st := Status{Item: r.order.Item, Stream: r.order.Stream, Timeline: r.order.Timeline, Vault: r.order.Vault.Digest(), Mode: string(capture.ModeDisconnected)}
 	_, stalls, childErr := r.sup.child.state()
 	st.Stalls = stalls
 	r.mu.Lock()

@@ -197,7 +197,7 @@ func (g *fakeGateway) Status(ctx context.Context, item string) (gateway.Status, 
 	if r == nil {
 		return gateway.Status{}, gateway.ErrUnknownOrder
 	}
-	st := gateway.Status{Item: item, Mode: string(holdfast.ModeContinuous), Consistent: !g.copies, Timeline: r.order.Timeline, AsOf: time.Now()}
+	st := gateway.Status{Item: item, Mode: string(holdfast.ModeContinuous), Consistent: !g.copies, Timeline: r.order.Timeline, Vault: r.order.Vault.Digest(), AsOf: time.Now()}
 	if m, err := g.fake(r.order).Site().Inventory.Machine(ctx, r.order.MachineID); err == nil {
 		st.Machine, _ = gateway.MachineHash(m)
 		for _, d := range m.Disks {

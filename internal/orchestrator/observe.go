@@ -103,6 +103,8 @@ func (c *Orchestrator) observeGateway(ctx context.Context, it holdfast.Item, ob 
 		ob.gateway, err = g.Status(ctx, it.ID)
 	}
 	lost := errors.Is(err, gateway.ErrUnknownOrder) || err == nil && ob.gateway.Timeline != it.Timeline
+	// The vault's key or its store's credentials may be others than when the order was given.
+	lost = lost || err == nil && ob.gateway.Vault != c.opts.VaultRef.Digest()
 	if lost && c.orderAgain(ctx, it.ID) {
 		ob.gateway, err = g.Status(ctx, it.ID)
 	}
@@ -144,7 +146,7 @@ func (c *Orchestrator) orderAgain(ctx context.Context, item string) bool {
 	if err := c.giveOrder(ctx, it, it.ActiveSite()); err != nil {
 		return false
 	}
-	c.log.Warn("the gateway had not the item's order, and got it again", "item", it.Name)
+	c.log.Warn("the gateway had not the item's order as it is now, and got it", "item", it.Name)
 	return true
 }
 

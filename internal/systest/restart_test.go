@@ -1,10 +1,15 @@
 package systest
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/internal/provider/qemu"
+	"github.com/holdfast-dr/holdfast/internal/systest/guest"
 )
 
 // TestMachineRestarted switches a protected machine off and on again: that is
@@ -42,4 +47,40 @@ func TestMachineRestarted(t *testing.T) {
 	}
 	w.equalToSource(after)
 	w.checkVault()
+}
+
+// TestKeysRotated gives the vault new keys while the server is stopped: replication
+// goes on with them, the old one opens nothing, and the words of the recovery key
+// alone open what is there.
+func TestKeysRotated(t *testing.T) {
+	w := newWorld(t, worldOptions{})
+	w.protect()
+	w.must(w.StopServer())
+	key, fresh := filepath.Join(w.State, "vault.key"), filepath.Join(w.State, "new.key")
+	said := w.cli("vault", "rotate-key", "--vault", w.Vault, "--vault-key", key, "--new-key", fresh)
+	w.fails(1, []string{"key"}, "vault", "open", "--vault", w.Vault, "--vault-key", key)
+	w.must(os.Rename(fresh, key))
+	w.must(w.StartServer(t.Context()))
+	w.goesOn()
+	w.must(w.KillMachine(machine))
+	acked := w.acknowledged()
+	w.result("failover", machine)
+	w.verifiesSince(w.newestRecovered(), acked)
+	w.checkVault()
+
+	var words []string
+	for _, line := range strings.Split(said, "\n") {
+		if strings.HasPrefix(line, "    ") {
+			words = append(words, line)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), w.Binary, "vault", "export", machine, "--vault", w.Vault, "--recovery-key", "--timeline", "1", "--output", filepath.Join(w.Dir, "saved.raw"))
+	cmd.Stdin = strings.NewReader(strings.Join(words, "\n") + "\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("with the recovery key %q: %v\n%s", words, err, out)
+	}
+	rep, err := guest.Check(t.Context(), filepath.Join(w.Dir, "saved.raw"))
+	if err != nil || !rep.OK() || int64(rep.Last) < acked {
+		t.Errorf("the exported disk: %+v, %v; %d was acknowledged", rep, err, acked)
+	}
 }

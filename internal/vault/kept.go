@@ -97,12 +97,7 @@ func (s *Stream) putKept(ctx context.Context, k keptDocument, etag string) error
 	if etag == "" {
 		return s.v.putNew(ctx, name, k)
 	}
-	b, err := s.v.secret.document(name, k)
-	if err != nil {
-		return err
-	}
-	_, err = s.v.store.CompareAndSwap(ctx, name, b, etag)
-	return err
+	return s.v.replace(ctx, name, k, etag)
 }
 
 // keptMark is the first entry of a segment of kind kept.

@@ -80,11 +80,14 @@ func NewKey() (Key, error) {
 	return Key{id}, err
 }
 
-// ParseKey parses what String returns.
+// ParseKey parses what String returns, or Words.
 func ParseKey(s string) (Key, error) {
+	if words := strings.Fields(s); len(words) == keyWords {
+		return parseWords(words)
+	}
 	id, err := age.ParseX25519Identity(strings.TrimSpace(s))
 	if err != nil {
-		return Key{}, fmt.Errorf("vault key: want a line that begins with AGE-SECRET-KEY-1: %w", err)
+		return Key{}, fmt.Errorf("vault key: want a line that begins with AGE-SECRET-KEY-1, or the %d words of a recovery key: %w", keyWords, err)
 	}
 	return Key{id}, nil
 }

@@ -2,6 +2,7 @@ package holdfast
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -194,8 +195,27 @@ type Replication struct {
 	Group string `json:"group,omitempty"`
 	// Pinned are recovery points that are kept until somebody unpins them.
 	Pinned []RecoveryPoint `json:"pinned,omitempty"`
+	// Hold says that nothing of the history is removed; nil: there is no hold.
+	Hold *Hold `json:"hold,omitempty"`
 	// PausedUntil is until when the machine is left alone; zero: it is not.
 	PausedUntil time.Time `json:"paused_until,omitzero"`
+}
+
+// Hold is a legal hold on an item's history.
+type Hold struct {
+	Reason string    `json:"reason"`
+	By     string    `json:"by"` // the name of who asked for it
+	Since  time.Time `json:"since"`
+}
+
+// CheckHold refuses to remove anything of a history that is held.
+func (i Item) CheckHold(op string) error {
+	if i.Hold == nil {
+		return nil
+	}
+	return &Error{Kind: KindNotAllowed, Op: op, Thing: i.Name,
+		Cause: fmt.Sprintf("its history is held since %s, by %s: %s", i.Hold.Since.UTC().Format(time.RFC3339), i.Hold.By, i.Hold.Reason),
+		Hint:  "Do it without deleting anything, or release the hold with holdfast item hold --release"}
 }
 
 // Item is a machine under protection. State, Direction and health are three

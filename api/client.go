@@ -262,6 +262,16 @@ func (c *Client) PinPoint(ctx context.Context, item string, pin PinPoint) (Point
 	return post[Point](ctx, c, "/v1/items/"+segment(item)+"/pin", pin)
 }
 
+// ChangePolicy gives an item another policy.
+func (c *Client) ChangePolicy(ctx context.Context, item string, change ChangePolicy) (Item, error) {
+	return post[Item](ctx, c, "/v1/items/"+segment(item)+"/policy", change)
+}
+
+// HoldItem holds the history of an item, or releases it.
+func (c *Client) HoldItem(ctx context.Context, item string, hold HoldItem) (Item, error) {
+	return post[Item](ctx, c, "/v1/items/"+segment(item)+"/hold", hold)
+}
+
 // Screenshot returns the picture of a console that was kept with a job, as PNG.
 func (c *Client) Screenshot(ctx context.Context, job string) ([]byte, error) {
 	return get[[]byte](ctx, c, "/v1/jobs/"+segment(job)+"/screenshot", nil)

@@ -40,6 +40,26 @@ type ItemStream struct {
 	ID         string `json:"id,omitempty" doc:"The stream, 32 hexadecimal digits"`
 	Timeline   uint32 `json:"timeline" doc:"The timeline that is written now"`
 	Generation uint32 `json:"generation" doc:"Raised by each failover; writers of older ones are fenced off"`
+	Hold       *Hold  `json:"hold,omitempty" doc:"That nothing of the history is removed, whatever the policy says; missing: no such hold"`
+}
+
+// Hold is a legal hold: nothing of an item's history is removed until it is released.
+type Hold struct {
+	Reason string    `json:"reason" doc:"Why, in the words of whoever asked for it"`
+	By     string    `json:"by" doc:"The name of the token that asked for it"`
+	Since  time.Time `json:"since" doc:"Since when"`
+}
+
+// HoldItem asks for a legal hold of an item's history, or for its release.
+type HoldItem struct {
+	Release bool   `json:"release,omitempty" doc:"Release the hold"`
+	Reason  string `json:"reason,omitempty" maxLength:"500" doc:"Why the history is held; needed unless it is released"`
+}
+
+// ChangePolicy asks for another policy of an item, in force at once.
+type ChangePolicy struct {
+	Policy    Policy `json:"policy" doc:"The whole policy; defaults where it is silent"`
+	IfVersion int64  `json:"if_version,omitempty" minimum:"0" doc:"Refuse unless the item has this version; 0: whatever it has"`
 }
 
 // Policy is how an item is replicated and when that counts as trouble.
@@ -48,6 +68,15 @@ type Policy struct {
 	PointInterval    int64 `json:"point_interval_seconds,omitempty" minimum:"0" maximum:"604800" doc:"How often a named recovery point is marked; 0 for the server's default"`
 	AppPointInterval int64 `json:"app_point_interval_seconds,omitempty" minimum:"0" maximum:"604800" doc:"How often an app-consistent point is made, at least a minute; 0 for never"`
 	HistoryWindow    int64 `json:"history_window_seconds,omitempty" minimum:"0" maximum:"31536000" doc:"For how long any moment can be recovered; 0 for the server's default"`
+	// Tiers are in rising order of Until, each at most as fine as the one before.
+	Tiers []Tier `json:"tiers,omitempty" nullable:"false" maxItems:"16" doc:"What is kept beyond the history window, in rising order; none: nothing"`
+}
+
+// Tier keeps one recovery point for each Every, app-consistent ones first, until it
+// is as old as Until.
+type Tier struct {
+	Every int64 `json:"every_seconds" minimum:"60" doc:"One point for each so many seconds"`
+	Until int64 `json:"until_seconds" minimum:"60" doc:"For points that are not older than this"`
 }
 
 // Health is a level and the findings that led to it.

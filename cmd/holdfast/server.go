@@ -191,7 +191,7 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	p.tokens = auth.NewTokens(p.db)
 	p.http, err = httpd.New(httpd.Options{
 		Addr: o.listen, TLS: p.tls.ServerTLS(), Tokens: p.tokens, Logger: p.log, Version: version(),
-		Service: httpd.Service{Sites: p.orch, Machines: p.orch, Items: p.orch, Points: p.orch, Jobs: p.orch, Vault: p.orch, Events: events, Health: p.orch,
+		Service: httpd.Service{Sites: p.orch, Machines: p.orch, Items: p.orch, Points: p.orch, Policies: p.orch, Jobs: p.orch, Vault: p.orch, Events: events, Health: p.orch,
 			Tests: p.orch, Failovers: p.orch, Replications: p.orch, Plans: p.plans, Runs: p.plans, Groups: p.orch, Reports: p.plans},
 	})
 	return &p, err

@@ -43,6 +43,8 @@ func (a *app) printItem(w io.Writer, i api.Item) {
 	fields(w, a.out,
 		"Machine", plain(fmt.Sprintf("%s at %s, %s of %s", i.Machine.Name, i.PrimarySite, count(len(i.Machine.Disks), "disk", "disks"), size(total))),
 		"Direction", plain(directionText(i)+", active at "+i.ActiveSite),
+		"Kept", keptText(i.Policy),
+		"Held", plain(heldText(i.Stream.Hold)),
 		"Tested", plain(a.testedText(i)),
 		"Job", job,
 		"Timeline", fmt.Sprintf("%d, generation %d", i.Stream.Timeline, i.Stream.Generation),
@@ -82,6 +84,13 @@ func (a *app) printItem(w io.Writer, i api.Item) {
 	if len(missing) > 0 {
 		fmt.Fprintf(w, "  not in this version: %s\n", plain(strings.Join(missing, ", ")))
 	}
+}
+
+func heldText(h *api.Hold) string {
+	if h == nil {
+		return ""
+	}
+	return fmt.Sprintf("nothing is removed since %s, by %s: %s", moment(h.Since), h.By, h.Reason)
 }
 
 func (a *app) printReplication(w io.Writer, i api.Item) {

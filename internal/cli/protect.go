@@ -1,16 +1,14 @@
 package cli
 
 import (
-	"time"
-
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-dr/holdfast/api"
 )
 
 type protectOptions struct {
-	site, to, name                            string
-	rpo, pointInterval, appPoints, historyFor time.Duration
+	site, to, name string
+	policy         policyOptions
 	waiting
 }
 
@@ -26,8 +24,8 @@ func (a *app) protect() *cobra.Command {
 			if o.site == "" || o.to == "" {
 				return usagef("protect needs --site, where the machine is, and --to, where it shall be recovered")
 			}
-			policy, err := o.policy()
-			if err != nil {
+			var policy api.Policy
+			if err := o.policy.into(cmd.Flags(), &policy); err != nil {
 				return err
 			}
 			return a.with(func(c *api.Client) error {
@@ -43,31 +41,7 @@ func (a *app) protect() *cobra.Command {
 	fs.StringVar(&o.site, "site", "", "the site that the machine is at")
 	fs.StringVar(&o.to, "to", "", "the site that it shall be recovered at")
 	fs.StringVar(&o.name, "name", "", "the item's name; the machine's if not given")
-	fs.DurationVar(&o.rpo, "rpo-threshold", 0, "an RPO above this is a warning, like 30s; the server's default if not given")
-	fs.DurationVar(&o.pointInterval, "point-interval", 0, "how often a named point is marked, like 5m; the server's default if not given")
-	fs.DurationVar(&o.appPoints, "app-points", 0, "how often an app-consistent point is made, through the guest agent, like 1h; never if not given")
-	fs.DurationVar(&o.historyFor, "history", 0, "for how long any moment can be recovered, like 72h; the server's default if not given")
-	o.flags(fs)
+	o.policy.flags(fs)
+	o.waiting.flags(fs)
 	return cmd
-}
-
-// policy returns the policy in whole seconds.
-func (o *protectOptions) policy() (api.Policy, error) {
-	var p api.Policy
-	for _, d := range []struct {
-		flag string
-		from time.Duration
-		to   *int64
-	}{
-		{"--rpo-threshold", o.rpo, &p.RPOThreshold},
-		{"--point-interval", o.pointInterval, &p.PointInterval},
-		{"--app-points", o.appPoints, &p.AppPointInterval},
-		{"--history", o.historyFor, &p.HistoryWindow},
-	} {
-		if d.from < 0 || d.from%time.Second != 0 {
-			return p, usagef("%s %s is not a number of whole seconds", d.flag, d.from)
-		}
-		*d.to = int64(d.from / time.Second)
-	}
-	return p, nil
 }

@@ -65,6 +65,20 @@ func lifecycleRoutes(b *builder) {
 		p, err := svc.Points.PinPoint(ctx, in.Item, in.Body)
 		return reply(p, err)
 	})
+	type policyInput struct {
+		ItemPath
+		Body api.ChangePolicy
+	}
+	handle(b, "change-policy", func(ctx context.Context, in *policyInput) (*answer[api.Item], error) {
+		return reply(svc.Policies.ChangePolicy(ctx, in.Item, in.Body))
+	})
+	type holdInput struct {
+		ItemPath
+		Body api.HoldItem
+	}
+	handle(b, "hold-item", func(ctx context.Context, in *holdInput) (*answer[api.Item], error) {
+		return reply(svc.Policies.HoldItem(ctx, in.Item, requestOf(ctx).token.Name, in.Body))
+	})
 	type checkInput struct {
 		ItemPath
 		Body api.CheckOperation

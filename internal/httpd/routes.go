@@ -58,6 +58,8 @@ func routes() []route {
 		{"pause-item", post, "/v1/items/{item}/pause", auth.RoleOperator, taken, "Leave a machine alone for a time"},
 		{"resume-item", post, "/v1/items/{item}/resume", auth.RoleOperator, taken, "End a pause"},
 		{"pin-point", post, "/v1/items/{item}/pin", auth.RoleOperator, ok, "Keep a recovery point, or no longer"},
+		{"change-policy", post, "/v1/items/{item}/policy", auth.RoleOperator, ok, "Give an item another policy"},
+		{"hold-item", post, "/v1/items/{item}/hold", auth.RoleAdmin, ok, "Hold the history of an item, or release it"},
 		{"make-point", post, "/v1/items/{item}/points", auth.RoleOperator, taken, "Make a recovery point of the present moment"},
 		{"cancel-item", post, "/v1/items/{item}/cancel", auth.RoleOperator, taken, "Cancel the job that works on an item"},
 		{"check-operation", post, "/v1/items/{item}/check", auth.RoleViewer, ok, "What an operation would do; nothing is done"},

@@ -50,6 +50,8 @@ func permissions() []permission {
 		{"POST /v1/items/{item}/reprotect", auth.RoleOperator, "/v1/items/web1/reprotect", api.Reprotect{}, taken},
 		{"POST /v1/items/{item}/resync", auth.RoleOperator, "/v1/items/web1/resync", api.Resync{}, taken},
 		{"POST /v1/items/{item}/points", auth.RoleOperator, "/v1/items/web1/points", api.MakePoint{Name: "p"}, taken},
+		{"POST /v1/items/{item}/policy", auth.RoleOperator, "/v1/items/web1/policy", api.ChangePolicy{}, ok},
+		{"POST /v1/items/{item}/hold", auth.RoleAdmin, "/v1/items/web1/hold", api.HoldItem{Reason: "r"}, ok},
 		{"POST /v1/items/{item}/pin", auth.RoleOperator, "/v1/items/web1/pin", api.PinPoint{Point: "p"}, ok},
 		{"POST /v1/items/{item}/pause", auth.RoleOperator, "/v1/items/web1/pause", api.Pause{Duration: 600}, taken},
 		{"POST /v1/items/{item}/resume", auth.RoleOperator, "/v1/items/web1/resume", api.Resume{}, taken},

@@ -84,7 +84,7 @@ type Server struct {
 func New(opts Options) (*Server, error) {
 	opts.applyDefaults()
 	svc := opts.Service
-	if svc.Sites == nil || svc.Machines == nil || svc.Items == nil || svc.Points == nil || svc.Jobs == nil ||
+	if svc.Sites == nil || svc.Machines == nil || svc.Items == nil || svc.Points == nil || svc.Policies == nil || svc.Jobs == nil ||
 		svc.Vault == nil || svc.Events == nil || svc.Health == nil || svc.Tests == nil || svc.Failovers == nil || svc.Replications == nil || svc.Plans == nil || svc.Runs == nil || svc.Groups == nil || svc.Reports == nil || opts.Tokens == nil {
 		return nil, errors.New("make http server: a role of the service is missing")
 	}

@@ -20,6 +20,7 @@ type Service struct {
 	Machines Machines
 	Items    Items
 	Points   Points
+	Policies Policies
 	Jobs     Jobs
 	Vault    Vault
 	Events   Events
@@ -169,6 +170,15 @@ type Points interface {
 	PinPoint(ctx context.Context, item string, pin api.PinPoint) (api.Point, error)
 	// MakePoint starts the job that makes a recovery point of the present moment.
 	MakePoint(ctx context.Context, item string, point api.MakePoint) (api.Job, error)
+}
+
+// Policies are how items are replicated, and what is kept of their past.
+type Policies interface {
+	// ChangePolicy gives an item another policy. It fails with kind conflict if
+	// change.IfVersion is neither 0 nor the item's.
+	ChangePolicy(ctx context.Context, item string, change api.ChangePolicy) (api.Item, error)
+	// HoldItem holds the history of an item, or releases it.
+	HoldItem(ctx context.Context, item, by string, hold api.HoldItem) (api.Item, error)
 }
 
 // Jobs are the durable work.

@@ -97,7 +97,7 @@ func (c *Orchestrator) apiItem(ctx context.Context, it holdfast.Item, sites map[
 		PrimarySite: sites[it.PrimarySite], RecoverySite: sites[it.RecoverySite], ActiveSite: sites[it.ActiveSite()],
 		State: string(it.State), Direction: string(it.Direction), Policy: apiPolicy(it.Policy),
 		Health:     api.Health{Level: string(it.Health()), Findings: []api.Finding{}},
-		Stream:     api.ItemStream{ID: it.Stream.String(), Timeline: uint32(it.Timeline), Generation: uint32(it.Generation)},
+		Stream:     api.ItemStream{ID: it.Stream.String(), Timeline: uint32(it.Timeline), Generation: uint32(it.Generation), Hold: apiHold(it.Hold)},
 		CurrentJob: it.CurrentJob, Group: it.Group, Version: it.Version, CreatedAt: it.CreatedAt, Allowed: []string{}, Blocked: []api.BlockedOperation{},
 	}
 	for _, d := range it.Disks {
@@ -211,8 +211,23 @@ func apiPolicy(p holdfast.Policy) api.Policy {
 	return api.Policy{
 		RPOThreshold: int64(p.RPOThreshold / time.Second), PointInterval: int64(p.PointInterval / time.Second),
 		AppPointInterval: max(0, int64(p.AppPointInterval/time.Second)),
-		HistoryWindow:    int64(p.Retention.Reach() / time.Second),
+		HistoryWindow:    int64(p.Retention.Window / time.Second), Tiers: apiTiers(p.Retention.Tiers),
 	}
+}
+
+func apiTiers(tiers []holdfast.Tier) []api.Tier {
+	var out []api.Tier
+	for _, t := range tiers {
+		out = append(out, api.Tier{Every: int64(t.Every / time.Second), Until: int64(t.Until / time.Second)})
+	}
+	return out
+}
+
+func apiHold(h *holdfast.Hold) *api.Hold {
+	if h == nil {
+		return nil
+	}
+	return &api.Hold{Reason: h.Reason, By: h.By, Since: h.Since}
 }
 
 // policyOf reads a policy as it was asked for.
@@ -220,5 +235,8 @@ func policyOf(p api.Policy) holdfast.Policy {
 	out := holdfast.Policy{RPOThreshold: time.Duration(p.RPOThreshold) * time.Second, PointInterval: time.Duration(p.PointInterval) * time.Second,
 		AppPointInterval: time.Duration(p.AppPointInterval) * time.Second}
 	out.Retention.Window = time.Duration(p.HistoryWindow) * time.Second
+	for _, t := range p.Tiers {
+		out.Retention.Tiers = append(out.Retention.Tiers, holdfast.Tier{Every: time.Duration(t.Every) * time.Second, Until: time.Duration(t.Until) * time.Second})
+	}
 	return out.WithDefaults()
 }

@@ -62,6 +62,9 @@ func (c *Orchestrator) DisableItem(ctx context.Context, idOrName string, req api
 	if err := c.checkVersion(it, req.IfVersion); err != nil {
 		return api.Job{}, err
 	}
+	if err := it.CheckHold("delete history of item"); req.DeleteHistory && err != nil {
+		return api.Job{}, err
+	}
 	status, before := c.observe(ctx, it).status, it.State
 	it.Status = status
 	if err := c.mayBegin(ctx, it, holdfast.OpDisable); err != nil {

@@ -119,6 +119,9 @@ func (c *Orchestrator) start(ctx context.Context, idOrName string, ifVersion int
 
 // Commit starts the job that makes a failover final.
 func (c *Orchestrator) Commit(ctx context.Context, idOrName string, req api.Commit) (api.Job, error) {
+	if err := c.mayDelete(ctx, idOrName, req.DeletePoints); err != nil {
+		return api.Job{}, err
+	}
 	return c.start(ctx, idOrName, req.IfVersion, holdfast.OpCommit, itemInput{Discard: req.DiscardWrites, DeletePoints: req.DeletePoints})
 }
 
@@ -319,23 +322,6 @@ func (c *Orchestrator) undoReplicate(ctx context.Context, _ *job.Step, it holdfa
 	}
 	it.Timeline, it.Generation = st.Timeline, st.Generation
 	return c.giveOrder(ctx, it.WithDisks(domainDisks(s.Disks(st.Timeline))), st.From)
-}
-
-// giveOrder has the gateway of a site replicate the item's machine there.
-func (c *Orchestrator) giveOrder(ctx context.Context, it holdfast.Item, at string) error {
-	site, err := c.opts.Store.Site(ctx, at)
-	if err != nil {
-		return err
-	}
-	g, err := c.gatewayAt(site.Gateway)
-	if err == nil {
-		err = g.Put(ctx, c.order(it, site, it.CopyAt(at).MachineID))
-	}
-	if err != nil {
-		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "give order to gateway of site", Thing: site.Name, Err: err,
-			Hint: "Check that holdfast gateway runs there"}
-	}
-	return nil
 }
 
 func (c *Orchestrator) undoFinish(ctx context.Context, step *job.Step) error {

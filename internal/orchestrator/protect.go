@@ -340,6 +340,23 @@ func (c *Orchestrator) order(it holdfast.Item, site holdfast.Site, machine strin
 	return o
 }
 
+// giveOrder has the gateway of a site replicate the item's machine there.
+func (c *Orchestrator) giveOrder(ctx context.Context, it holdfast.Item, at string) error {
+	site, err := c.opts.Store.Site(ctx, at)
+	if err != nil {
+		return err
+	}
+	g, err := c.gatewayAt(site.Gateway)
+	if err == nil {
+		err = g.Put(ctx, c.order(it, site, it.CopyAt(at).MachineID))
+	}
+	if err != nil {
+		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "give order to gateway of site", Thing: site.Name, Err: err,
+			Hint: "Check that holdfast gateway runs there"}
+	}
+	return nil
+}
+
 // protectSync waits for the first recovery point. Replication goes on by itself
 // whatever becomes of this task.
 func (c *Orchestrator) protectSync(ctx context.Context, step *job.Step, it holdfast.Item) error {

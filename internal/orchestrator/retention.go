@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
@@ -55,7 +56,7 @@ func prunable(it holdfast.Item) bool {
 	default:
 		return false
 	}
-	return it.CurrentJob == "" && !slices.ContainsFunc(it.Tests, func(t holdfast.Test) bool { return t.Point.Position == 0 })
+	return it.CurrentJob == "" && it.Hold == nil && !slices.ContainsFunc(it.Tests, func(t holdfast.Test) bool { return t.Point.Position == 0 })
 }
 
 // pruneLoop frees what is not kept, item after item, until ctx ends. It is no job:
@@ -281,6 +282,74 @@ func pinned(it holdfast.Item, p holdfast.RecoveryPoint) bool {
 	return slices.ContainsFunc(it.Pinned, func(q holdfast.RecoveryPoint) bool { return samePoint(p, q) })
 }
 
+// ChangePolicy gives an item another policy, in force when it returns. What it no
+// longer keeps is removed within the hour.
+func (c *Orchestrator) ChangePolicy(ctx context.Context, idOrName string, req api.ChangePolicy) (api.Item, error) {
+	p := policyOf(req.Policy)
+	if err := p.Validate(); err != nil {
+		return api.Item{}, err
+	}
+	it, err := c.opts.Store.Item(ctx, idOrName)
+	if err != nil {
+		return api.Item{}, err
+	}
+	before := it.Policy
+	it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
+		if err := c.checkVersion(i, req.IfVersion); err != nil {
+			return i, err
+		}
+		before, i.Policy = i.Policy, p
+		return i, nil
+	})
+	if err != nil {
+		return api.Item{}, err
+	}
+	if before.WithDefaults().PointInterval != p.PointInterval && replicates(it.State) && it.CurrentJob == "" {
+		if err := c.giveOrder(ctx, it, it.ActiveSite()); err != nil {
+			c.log.Warn("the gateway does not know of the new policy yet", "item", it.Name, "error", err)
+		}
+	}
+	return c.GetItem(ctx, it.ID)
+}
+
+// HoldItem holds the history of an item, or releases it, as somebody asks: while it is
+// held, neither the policy nor any operation removes anything of it. It is durable
+// when it returns.
+func (c *Orchestrator) HoldItem(ctx context.Context, idOrName, by string, req api.HoldItem) (api.Item, error) {
+	if !req.Release && strings.TrimSpace(req.Reason) == "" {
+		return api.Item{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "hold history of item", Thing: idOrName, Cause: "there is no reason", Hint: "Give one with --reason"}
+	}
+	it, err := c.opts.Store.Item(ctx, idOrName)
+	if err != nil {
+		return api.Item{}, err
+	}
+	unlock, err := c.lockHistory(ctx, it.ID) // what is being removed now is waited for
+	if err != nil {
+		return api.Item{}, err
+	}
+	defer unlock()
+	it, err = c.updateItem(ctx, it.ID, func(i holdfast.Item) (holdfast.Item, error) {
+		if i.Hold = nil; !req.Release {
+			i.Hold = &holdfast.Hold{Reason: req.Reason, By: by, Since: c.now()}
+		}
+		return i, nil
+	})
+	if err != nil {
+		return api.Item{}, err
+	}
+	c.log.Info("legal hold", "item", it.Name, "held", it.Hold != nil, "by", by, "reason", req.Reason)
+	return c.GetItem(ctx, it.ID)
+}
+
+// mayDelete refuses to delete anything of a history that is held.
+func (c *Orchestrator) mayDelete(ctx context.Context, idOrName string, asked bool) error {
+	it, err := c.opts.Store.Item(ctx, idOrName)
+	if err == nil && asked {
+		err = it.CheckHold("delete recovery points of item")
+	}
+	return err
+}
+
 // commitDelete deletes the recovery points from before the failover, if that was
 // asked for.
 func (c *Orchestrator) commitDelete(ctx context.Context, step *job.Step, it holdfast.Item) error {
@@ -290,6 +359,9 @@ func (c *Orchestrator) commitDelete(ctx context.Context, step *job.Step, it hold
 	}
 	if !in.DeletePoints {
 		return job.Skip("they stay as the policy says")
+	}
+	if it.Hold != nil {
+		return job.Skip("the history is held: " + it.Hold.Reason) // since the job began
 	}
 	rep, err := c.prune(ctx, pruning{item: it.ID, job: step.JobID(), all: true})
 	if err == nil {
@@ -313,6 +385,12 @@ func (c *Orchestrator) disableDelete(ctx context.Context, step *job.Step, it hol
 		return err
 	}
 	defer unlock()
+	if it, err = c.opts.Store.Item(ctx, it.ID); err != nil {
+		return err
+	}
+	if err := it.CheckHold("delete history of item"); err != nil {
+		return job.Skip("it stays: " + err.Error()) // held since the job began
+	}
 	c.mu.Lock()
 	delete(c.streams, it.Stream)
 	c.mu.Unlock()

@@ -66,7 +66,7 @@ func New(now time.Time) *World {
 
 // Service returns the world in the roles of an httpd.Service.
 func (w *World) Service() httpd.Service {
-	return httpd.Service{Sites: w, Machines: w, Items: w, Points: w, Jobs: w, Vault: w, Events: w.Log, Health: w,
+	return httpd.Service{Sites: w, Machines: w, Items: w, Points: w, Policies: w, Jobs: w, Vault: w, Events: w.Log, Health: w,
 		Tests: w, Failovers: w, Replications: w, Plans: w, Runs: w, Groups: w, Reports: w}
 }
 

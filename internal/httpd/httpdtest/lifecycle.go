@@ -76,6 +76,28 @@ func (w *World) PinPoint(_ context.Context, item string, v api.PinPoint) (api.Po
 	return api.Point{ID: v.Point, Name: v.Point, Pinned: !v.Unpin}, nil
 }
 
+// ChangePolicy implements httpd.Policies.
+func (w *World) ChangePolicy(ctx context.Context, item string, v api.ChangePolicy) (api.Item, error) {
+	if _, err := w.itemJob("ChangePolicy", "policy", item, v); err != nil {
+		return api.Item{}, err
+	}
+	it, err := w.GetItem(ctx, item)
+	it.Policy = v.Policy
+	return it, err
+}
+
+// HoldItem implements httpd.Policies.
+func (w *World) HoldItem(ctx context.Context, item, by string, v api.HoldItem) (api.Item, error) {
+	if _, err := w.itemJob("HoldItem", "hold", item, v); err != nil {
+		return api.Item{}, err
+	}
+	it, err := w.GetItem(ctx, item)
+	if !v.Release {
+		it.Stream.Hold = &api.Hold{Reason: v.Reason, By: by}
+	}
+	return it, err
+}
+
 // MakePoint implements httpd.Points.
 func (w *World) MakePoint(_ context.Context, item string, v api.MakePoint) (api.Job, error) {
 	return w.itemJob("MakePoint", "point", item, v)

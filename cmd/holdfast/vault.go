@@ -127,7 +127,7 @@ func makeKey(ctx context.Context, objects objstore.Store, o serverOptions) (vaul
 	}
 	if len(entries) > 0 {
 		return vault.Key{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "make vault", Thing: o.vault.name(),
-			Cause: "there is something there, and there is no key at " + o.keyFile,
+			Cause: "it is not empty, and there is no key at " + o.keyFile,
 			Hint:  "Name the key of the vault that is there with --vault-key, or an empty place with --vault"}
 	}
 	key, err := vault.NewKey()

@@ -120,7 +120,9 @@ func forTests(dir string) bool {
 		strings.HasPrefix(dir+"/", "bench/") || strings.HasPrefix(dir+"/", ".ci/")
 }
 
-func command(dir string) bool { return strings.HasPrefix(dir, "cmd/") }
+func command(dir string) bool {
+	return strings.HasPrefix(dir, "cmd/") || strings.HasPrefix(dir, "tools/")
+}
 
 func (t *tree) line(pos token.Pos) int { return t.fset.Position(pos).Line }
 

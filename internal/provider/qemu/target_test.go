@@ -129,9 +129,9 @@ func (b *bench) stopView() {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); {
+	for deadline := time.Now().Add(90 * time.Second); !ok(); {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 30 s: %s", what)
+			t.Fatalf("not within 90 s: %s", what)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -12,7 +12,20 @@ type Vault struct {
 	FreeBytes     *int64        `json:"free_bytes,omitempty" doc:"What is left in the store; missing if that has no bound"`
 	Streams       []VaultStream `json:"streams" nullable:"false" doc:"Its streams"`
 	LastVerify    *VerifyReport `json:"last_verify,omitempty" doc:"What the last verification found"`
+	Copy          *VaultCopy    `json:"copy,omitempty" doc:"Its copy in another store; missing if the server keeps none"`
 	Health        Health        `json:"health" doc:"How it fares"`
+}
+
+// VaultCopy is the state of the copy of a vault in another store.
+type VaultCopy struct {
+	Location string    `json:"location" doc:"Where its objects are, without secrets"`
+	AsOf     time.Time `json:"as_of,omitzero" doc:"It has all that the vault had then; missing until it was whole for the first time since the server's start"`
+	Objects  int64     `json:"objects" doc:"How many objects it has, when it was last whole"`
+	Bytes    int64     `json:"bytes" doc:"What they take"`
+	Done     int64     `json:"done,omitempty" doc:"Bytes copied by the pass that runs"`
+	Total    int64     `json:"total,omitempty" doc:"Bytes that the pass that runs has to copy; missing if none runs"`
+	Damaged  []string  `json:"damaged,omitempty" nullable:"false" doc:"Objects that were not copied, because they are damaged in the vault"`
+	Problem  string    `json:"problem,omitempty" doc:"Why the last pass failed"`
 }
 
 // VaultStream is a stream in a vault.
@@ -38,6 +51,7 @@ type VerifyReport struct {
 	Segments   int64           `json:"segments" doc:"How many segments were read"`
 	Bytes      int64           `json:"bytes" doc:"How many bytes were read"`
 	Damaged    []DamagedObject `json:"damaged" nullable:"false" doc:"What is damaged"`
+	Healed     []string        `json:"healed,omitempty" nullable:"false" doc:"Objects that were damaged, and were put back from the copy"`
 }
 
 // DamagedObject is an object of the vault that is not as it was written.

@@ -32,7 +32,7 @@ type offline struct {
 // offlineCommands are the commands of `holdfast vault` that need no server.
 func offlineCommands() *cobra.Command {
 	group := &cobra.Command{Use: "vault"}
-	group.AddCommand(openCommand(), exportCommand(), recoveryKeyCommand(), rotateKeyCommand())
+	group.AddCommand(openCommand(), exportCommand(), recoveryKeyCommand(), rotateKeyCommand(), copyCommand(), healCommand())
 	return group
 }
 
@@ -73,15 +73,20 @@ func (o *offline) openWith(ctx context.Context) (*vault.Vault, vault.Key, error)
 	if err := o.vault.absolute(); err != nil {
 		return nil, key, err
 	}
+	v, err := o.openKey(ctx, key)
+	return v, key, err
+}
+
+func (o *offline) openKey(ctx context.Context, key vault.Key) (*vault.Vault, error) {
 	objects, err := o.vault.open(ctx)
 	if err != nil {
-		return nil, key, err
+		return nil, err
 	}
 	v, err := vault.Open(ctx, objects, key, vault.Options{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
-		return nil, key, startError("open vault", o.vault.name(), err, vaultHint(err, serverOptions{vault: o.vault, keyFile: o.key}, "that you mean"))
+		return nil, startError("open vault", o.vault.name(), err, vaultHint(err, serverOptions{vault: o.vault, keyFile: o.key}, "that you mean"))
 	}
-	return v, key, nil
+	return v, nil
 }
 
 // stream finds a stream by its id or its name, and reads what there is of it.

@@ -34,7 +34,8 @@ import (
 // serverOptions are the flags of `holdfast server`.
 type serverOptions struct {
 	state, keyFile, listen, logLevel string
-	vault                            location
+	vault, copy                      location
+	copyEvery                        time.Duration
 	gatewayCredentials               string
 	hosts                            []string
 	noGateway                        bool
@@ -65,6 +66,9 @@ makes new ones.`,
 	f.StringVar(&o.vault.at, "vault", "", "the vault: a directory (default: vault in the state directory), s3://BUCKET/PREFIX?endpoint=URL&region=REGION or azure://ACCOUNT/CONTAINER/PREFIX")
 	f.StringVar(&o.vault.credentials, "vault-credentials", "", "file with the object store's credentials, as lines NAME=VALUE (default: the environment's "+strings.Join(objstore.CredentialNames(), ", ")+")")
 	f.StringVar(&o.gatewayCredentials, "gateway-credentials", "", "the same for gateways, which need not be able to delete anything (default: the server's)")
+	f.StringVar(&o.copy.at, "vault-copy", "", "where to keep a copy of the vault, besides: a directory, s3://… or azure://… (default: nowhere)")
+	f.StringVar(&o.copy.credentials, "vault-copy-credentials", "", "file with the credentials of that store (default: the environment)")
+	f.DurationVar(&o.copyEvery, "vault-copy-every", time.Minute, "how often what is new goes to the copy")
 	f.StringVar(&o.keyFile, "vault-key", "", "file with the vault's key (default: vault.key in the state directory)")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "address of the API")
 	f.StringSliceVar(&o.hosts, "host", nil, "names and addresses by which clients reach the server, for its certificate")
@@ -86,6 +90,11 @@ func (o *serverOptions) applyDefaults() error {
 	}
 	if o.keyFile == "" {
 		o.keyFile = filepath.Join(o.state, "vault.key")
+	}
+	if o.copy.at != "" {
+		if err := o.copy.absolute(); err != nil {
+			return err
+		}
 	}
 	return o.vault.absolute()
 }
@@ -134,6 +143,7 @@ type parts struct {
 	log    *slog.Logger
 	opts   serverOptions
 	views  *recovery.Exports
+	copy   *vaultCopy // nil: none is kept
 	orch   *orchestrator.Orchestrator
 	plans  *planner.Planner
 	http   *httpd.Server
@@ -154,10 +164,17 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
+	var kept orchestrator.VaultCopy
+	if p.copy, err = newVaultCopy(ctx, o, &p); err != nil {
+		return nil, err
+	}
+	if p.copy != nil {
+		kept = p.copy
+	}
 	p.orch, err = orchestrator.New(orchestrator.Options{
 		Store: p.db, Jobs: p.db, Vault: p.vault, VaultRef: ref,
 		Views: p.views, Pictures: pictures(filepath.Join(o.state, "pictures")), Scripts: filepath.Join(o.state, "scripts"), Confirm: p.lease.Confirm, OpenSite: openSite, VaultLocation: o.vault.name(), Tuning: o.tuning, Publish: events.Publish, Logger: p.log,
-		VaultFree: o.vault.free(),
+		VaultFree: o.vault.free(), VaultCopy: kept,
 		Gateway: func(address string) (orchestrator.Gateway, error) {
 			if address == "" {
 				address = own
@@ -215,6 +232,9 @@ func (p *parts) run(ctx context.Context) error {
 	g.Go(func() error { return p.views.Run(ctx) })
 	g.Go(func() error { return p.orch.Run(ctx) })
 	g.Go(func() error { return p.plans.Run(ctx) })
+	if p.copy != nil {
+		g.Go(func() error { return p.copy.Run(ctx) })
+	}
 	g.Go(func() error { return p.http.Run(ctx) })
 	g.Go(func() error {
 		select {

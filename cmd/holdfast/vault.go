@@ -93,7 +93,7 @@ func vaultHint(err error, o serverOptions, known string) string {
 	case errors.Is(err, vault.ErrNewerFormat):
 		return "Use the version of Holdfast that wrote it, or a newer one"
 	case errors.Is(err, vault.ErrCorrupt):
-		return "Restore that object from a copy of the vault"
+		return "Restore that object from a copy of the vault, with holdfast vault heal"
 	}
 	return "Check that it can be reached, that it can be written, and that it has room"
 }

@@ -134,7 +134,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the server's own answer as JSON")
 	root.SetUsageTemplate(root.UsageTemplate() + "\n" + exitHelp)
 	root.AddCommand(
-		a.login(), a.version(), a.protect(), a.failover(),
+		a.login(), a.version(), a.status(), a.protect(), a.failover(),
 		group("site", "Places with machines", a.siteAdd(), a.siteList(), a.siteRemove()),
 		group("machine", "What could be protected", a.machineList()),
 		group("item", "Machines under protection", a.itemList(), a.itemShow(), a.itemPolicy(), a.itemHold(), a.itemPause(), a.itemResume(), a.itemDisable()),

@@ -217,7 +217,8 @@ func demoWorld() *httpdtest.World {
 	}
 	w.Vault = api.Vault{ID: "v-1", Location: "/srv/vault", FormatVersion: 1, CreatedAt: now.AddDate(0, 0, -60), Bytes: 20 * gib, FreeBytes: ptr(int64(480 * gib)), Health: api.Health{Level: "healthy"},
 		Streams:    []api.VaultStream{{ID: strings.Repeat("ab", 16), Name: "web1", Timelines: 1, Segments: 90210, Bytes: 20 * gib, Oldest: now.Add(-49 * time.Hour), Newest: newest.Time}},
-		LastVerify: &api.VerifyReport{FinishedAt: now.Add(-30 * time.Hour), Segments: 80000, Bytes: 18 * gib}}
+		LastVerify: &api.VerifyReport{FinishedAt: now.Add(-30 * time.Hour), Segments: 80000, Bytes: 18 * gib},
+		Copy:       &api.VaultCopy{Location: "s3://copies/dr", AsOf: now.Add(-40 * time.Second), Objects: 90300, Bytes: 20 * gib, Done: 3 << 20, Total: 12 << 20}}
 	return w
 }
 
@@ -240,7 +241,7 @@ func changeWorld(w *httpdtest.World, name string) error {
 	failed.Error = &api.JobError{Task: "drain", Code: "unavailable", Message: "vault does not answer", Cause: "no space left on device", Hint: "Make room in /srv/vault, then repeat"}
 	damaged := done
 	damaged.Tasks = nil
-	damaged.Result = &api.JobResult{Verify: &api.VerifyReport{FinishedAt: now, Segments: 90210, Bytes: 20 << 30, Damaged: []api.DamagedObject{
+	damaged.Result = &api.JobResult{Verify: &api.VerifyReport{FinishedAt: now, Segments: 90210, Bytes: 20 << 30, Healed: []string{"streams/abab/00000001/0000000000000003.seg"}, Damaged: []api.DamagedObject{
 		{Object: "streams/abab/00000001/0000000000000007.seg", Detail: "checksum of frame 3 differs", Timeline: 1, First: "0000000000000100", Last: "00000000000001ff", Points: []string{"before-upgrade"}}}}}
 	part := done
 	part.Warnings = []string{"the source did not shut down within 60 s and was left running"}
@@ -249,6 +250,10 @@ func changeWorld(w *httpdtest.World, name string) error {
 		"empty": func() {
 			w.Sites, w.Items, w.Jobs, w.Machines, w.Points = nil, nil, nil, api.MachineList{}, map[string]api.Points{"i-9": {}}
 		},
+		"ailing": func() {
+			w.Health = api.ServerHealth{Status: "degraded", Components: []api.ComponentHealth{{Name: "vault copy", Status: "down", Detail: "no such bucket", Advice: "Check the store"}}}
+		},
+		"well":      func() { w.Health = api.ServerHealth{Status: "ok"} },
 		"no-points": func() { w.Points = map[string]api.Points{} },
 		"good-job":  script(copying(0), copying(100), copying(200), copying(300), copying(399), done),
 		"bad-job":   script(copying(0), failed),

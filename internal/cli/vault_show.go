@@ -47,6 +47,7 @@ func (a *app) printVault(v api.Vault) {
 		"Holds", size(v.Bytes),
 		"Free", free,
 		"Verified", verified,
+		"Copy", a.copyText(v.Copy),
 	)
 	if len(v.Health.Findings) > 0 {
 		fmt.Fprintf(w, "\n%s\n", a.out.bold("Findings"))
@@ -60,6 +61,27 @@ func (a *app) printVault(v api.Vault) {
 		}
 		t.print(w, a.out)
 	}
+}
+
+// copyText tells where the copy is, and how far.
+func (a *app) copyText(c *api.VaultCopy) string {
+	if c == nil {
+		return ""
+	}
+	state := "not whole yet"
+	if !c.AsOf.IsZero() {
+		state = fmt.Sprintf("%s in %s, has all of %s", size(c.Bytes), count(int(c.Objects), "object", "objects"), a.ago(c.AsOf))
+	}
+	if c.Total > 0 {
+		state += fmt.Sprintf(", copies %s of %s", size(c.Done), size(c.Total))
+	}
+	if len(c.Damaged) > 0 {
+		state += ", " + a.out.red(count(len(c.Damaged), "object not copied because it is damaged", "objects not copied because they are damaged"))
+	}
+	if c.Problem != "" {
+		state += ", " + a.out.red("fails: "+plain(c.Problem))
+	}
+	return plain(c.Location) + ": " + state
 }
 
 func damageText(r api.VerifyReport) string {
@@ -84,5 +106,11 @@ func (a *app) printVerify(w io.Writer, r api.VerifyReport) {
 		for _, p := range d.Points {
 			fmt.Fprintf(w, "    touches recovery point %s\n", plain(p))
 		}
+	}
+	if len(r.Healed) > 0 {
+		fmt.Fprintf(w, "Healed from the copy: %s.\n", count(len(r.Healed), "object", "objects"))
+	}
+	for _, name := range r.Healed {
+		fmt.Fprintf(w, "  %s\n", plain(name))
 	}
 }

@@ -184,11 +184,12 @@ func (c *Orchestrator) verify(ctx context.Context, step *job.Step) error {
 		}
 		opts.Stream = &id
 	}
-	rep, err := c.opts.Vault.Verify(ctx, opts)
+	rep, healed, err := c.verifyAndHeal(ctx, opts)
 	if err != nil {
 		return vaultError("verify vault", c.opts.VaultLocation, err)
 	}
 	out := apiVerify(rep, c.now())
+	out.Healed = healed
 	c.mu.Lock()
 	c.verified = &verifyOutcome{report: out}
 	c.mu.Unlock()
@@ -198,7 +199,15 @@ func (c *Orchestrator) verify(ctx context.Context, step *job.Step) error {
 	if n := len(out.Damaged); n > 0 {
 		return &holdfast.Error{Kind: holdfast.KindCorrupt, Op: "verify vault", Thing: c.opts.VaultLocation,
 			Cause: "damaged objects were found: " + out.Damaged[0].Object + ": " + out.Damaged[0].Detail,
-			Hint:  "Recovery points named in the report cannot be used; others can. Restore the objects from a copy of the vault"}
+			Hint:  "Recovery points named in the report cannot be used; others can. Restore the objects from a copy of the vault, with holdfast vault heal"}
 	}
 	return nil
+}
+
+func (c *Orchestrator) verifyAndHeal(ctx context.Context, o vault.VerifyOptions) (rep *vault.Report, healed []string, err error) {
+	if c.opts.VaultCopy != nil {
+		return c.opts.VaultCopy.Verify(ctx, o)
+	}
+	rep, err = c.opts.Vault.Verify(ctx, o)
+	return rep, nil, err
 }

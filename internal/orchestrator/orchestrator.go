@@ -124,6 +124,16 @@ type Views interface {
 	Remove(name string) error
 }
 
+// VaultCopy is a copy of the vault that is kept in another store. Safe for
+// concurrent use.
+type VaultCopy interface {
+	// State returns how far it is, and what fails.
+	State() api.VaultCopy
+	// Verify verifies the vault, and heals from the copy what it can; healed are the
+	// objects that were put back.
+	Verify(ctx context.Context, o vault.VerifyOptions) (rep *vault.Report, healed []string, err error)
+}
+
 // Options are what an orchestrator works with.
 type Options struct {
 	Store    Store
@@ -142,7 +152,9 @@ type Options struct {
 	// VaultLocation and VaultFree say where the vault is and what is free there.
 	VaultLocation string
 	VaultFree     func() (int64, error)
-	Tuning        gateway.Tuning
+	// VaultCopy is the vault's copy in another store; nil: there is none.
+	VaultCopy VaultCopy
+	Tuning    gateway.Tuning
 	// Confirm fails if another server may have taken the vault over: it is asked
 	// before a machine is started. Nil: never.
 	Confirm func(ctx context.Context) error

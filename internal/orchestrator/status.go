@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
@@ -19,6 +20,10 @@ func (c *Orchestrator) GetVault(ctx context.Context) (api.Vault, error) {
 		if free, err := c.opts.VaultFree(); err == nil {
 			out.FreeBytes = &free
 		}
+	}
+	if c.opts.VaultCopy != nil {
+		state := c.opts.VaultCopy.State()
+		out.Copy = &state
 	}
 	c.mu.Lock()
 	if c.verified != nil {
@@ -93,5 +98,12 @@ func (c *Orchestrator) CheckHealth(ctx context.Context) api.ServerHealth {
 	ctx, cancel := context.WithTimeout(ctx, vaultPatience)
 	defer cancel()
 	add("vault", c.opts.Vault.Ping(ctx), "Check that the vault's directory is mounted, or that its object store can be reached")
+	if c.opts.VaultCopy != nil {
+		var err error
+		if state := c.opts.VaultCopy.State(); state.Problem != "" {
+			err = errors.New(state.Problem)
+		}
+		add("vault copy", err, "Check that the store of --vault-copy can be reached. Machines are protected meanwhile; what the copy lacks is copied when it is back")
+	}
 	return out
 }

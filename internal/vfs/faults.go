@@ -106,14 +106,11 @@ func (f *Faults) around(op *Op, do func() error) error {
 			f.crashed = true
 			f.mu.Unlock()
 		} else if err != nil {
-			return err
+			return failing(op, err, do)
 		}
 	}
 	if crashed {
-		if op.Kind == OpClose || op.Kind == OpUnlock {
-			return errors.Join(ErrCrashed, do())
-		}
-		return ErrCrashed
+		return failing(op, ErrCrashed, do)
 	}
 	delay, partial, err := f.match(*op)
 	if delay > 0 {
@@ -122,12 +119,17 @@ func (f *Faults) around(op *Op, do func() error) error {
 	if err == nil {
 		return do()
 	}
-	switch {
-	case partial && op.Kind == OpWrite:
+	if partial && op.Kind == OpWrite {
 		op.Length /= 2
 		return errors.Join(err, do())
-	case op.Kind == OpClose || op.Kind == OpUnlock:
-		return errors.Join(err, do()) // as close(2) does
+	}
+	return failing(op, err, do)
+}
+
+// failing has an operation fail. What closes does so all the same, as close(2) does.
+func failing(op *Op, err error, do func() error) error {
+	if op.Kind == OpClose || op.Kind == OpUnlock {
+		return errors.Join(err, do())
 	}
 	return err
 }

@@ -142,6 +142,29 @@ func TestHook(t *testing.T) {
 
 // TestCrashClosesFiles crashes with a file and a lock open: those of the real
 // file system must not stay open for ever.
+// TestHookLetsGo has a hook that makes unlocking fail: the lock is free all the same,
+// as with a real file system, or whoever wants it next would wait forever.
+func TestHookLetsGo(t *testing.T) {
+	t.Parallel()
+	var faults vfs.Faults
+	fsys := vfs.WithFaults(vfs.NewMem(), &faults)
+	lock, err := fsys.Lock("/lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	faults.SetHook(func(vfs.Op) error { return syscall.EROFS })
+	if err := lock.Close(); !errors.Is(err, syscall.EROFS) {
+		t.Errorf("unlock: %v, want EROFS", err)
+	}
+	faults.Clear()
+	if lock, err = fsys.Lock("/lock"); err != nil {
+		t.Fatalf("lock again: %v", err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCrashClosesFiles(t *testing.T) {
 	t.Parallel()
 	faults := &vfs.Faults{}

@@ -113,7 +113,7 @@ func Findings() []Finding {
 			"Restore access to the vault; the machine works on, and replication goes on by itself"),
 		f(CodeVaultDamaged, "vault_damaged", SeverityCritical, "Data in the vault is damaged",
 			"Something changed or lost objects after they were written",
-			"Run holdfast vault verify to see which recovery points are touched; recover to an earlier point; then resync"),
+			"Run holdfast vault verify: it names the recovery points that are touched, and puts back what the vault's copy has. Without a copy recover to an earlier point, then resync"),
 		f(CodeSourceOff, "source_off", SeverityInfo, "The machine is off",
 			"Somebody shut it down; nothing is written, so nothing is lost",
 			"Nothing is to be done; replication goes on when the machine is started"),

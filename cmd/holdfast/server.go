@@ -36,6 +36,7 @@ type serverOptions struct {
 	state, keyFile, listen, logLevel string
 	vault, copy                      location
 	copyEvery                        time.Duration
+	scrub                            orchestrator.Scrub
 	gatewayCredentials               string
 	hosts                            []string
 	noGateway                        bool
@@ -58,6 +59,10 @@ state directory they are all that opens the vault. holdfast vault recovery-key
 makes new ones.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, dir := objstore.Location(o.vault.at).Directory(); !dir && o.vault.at != "" && !cmd.Flags().Changed("verify-every") {
+				o.scrub.Every = 0 // reading all of it may cost money
+			}
+			o.scrub.Rate <<= 20
 			return runServer(cmd.Context(), o, cmd.OutOrStdout(), newLogger(cmd.ErrOrStderr(), o.logLevel))
 		},
 	}
@@ -69,6 +74,8 @@ makes new ones.`,
 	f.StringVar(&o.copy.at, "vault-copy", "", "where to keep a copy of the vault, besides: a directory, s3://… or azure://… (default: nowhere)")
 	f.StringVar(&o.copy.credentials, "vault-copy-credentials", "", "file with the credentials of that store (default: the environment)")
 	f.DurationVar(&o.copyEvery, "vault-copy-every", time.Minute, "how often what is new goes to the copy")
+	f.DurationVar(&o.scrub.Every, "verify-every", 7*24*time.Hour, "how often to read all of the vault and check it; 0: never (default for S3 and Azure: never, because that may cost money)")
+	f.Int64Var(&o.scrub.Rate, "verify-rate", 50, "MiB per second that are read for that at most; 0: no limit")
 	f.StringVar(&o.keyFile, "vault-key", "", "file with the vault's key (default: vault.key in the state directory)")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "address of the API")
 	f.StringSliceVar(&o.hosts, "host", nil, "names and addresses by which clients reach the server, for its certificate")
@@ -174,7 +181,7 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	p.orch, err = orchestrator.New(orchestrator.Options{
 		Store: p.db, Jobs: p.db, Vault: p.vault, VaultRef: ref,
 		Views: p.views, Pictures: pictures(filepath.Join(o.state, "pictures")), Scripts: filepath.Join(o.state, "scripts"), Confirm: p.lease.Confirm, OpenSite: openSite, VaultLocation: o.vault.name(), Tuning: o.tuning, Publish: events.Publish, Logger: p.log,
-		VaultFree: o.vault.free(), VaultCopy: kept,
+		VaultFree: o.vault.free(), VaultCopy: kept, Scrub: o.scrub,
 		Gateway: func(address string) (orchestrator.Gateway, error) {
 			if address == "" {
 				address = own

@@ -104,9 +104,7 @@ func (c *Orchestrator) apiItem(ctx context.Context, it holdfast.Item, sites map[
 		out.Machine.Disks = append(out.Machine.Disks, api.MachineDisk{ID: d.ID, Size: d.Size, Boot: d.Boot})
 	}
 	for _, f := range it.Status.Findings {
-		out.Health.Findings = append(out.Health.Findings, api.Finding{
-			Code: string(f.Code), Severity: string(f.Severity), Summary: f.Summary, Cause: withDetail(f.Cause, f.Detail), Advice: f.Advice, Since: f.Since,
-		})
+		out.Health.Findings = append(out.Health.Findings, apiFinding(f))
 	}
 	for _, a := range it.Allowed() {
 		if a.Allowed {
@@ -239,4 +237,8 @@ func policyOf(p api.Policy) holdfast.Policy {
 		out.Retention.Tiers = append(out.Retention.Tiers, holdfast.Tier{Every: time.Duration(t.Every) * time.Second, Until: time.Duration(t.Until) * time.Second})
 	}
 	return out.WithDefaults()
+}
+
+func apiFinding(f holdfast.Finding) api.Finding {
+	return api.Finding{Code: string(f.Code), Severity: string(f.Severity), Summary: f.Summary, Cause: withDetail(f.Cause, f.Detail), Advice: f.Advice, Since: f.Since}
 }

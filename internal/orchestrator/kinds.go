@@ -10,7 +10,6 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/gateway"
 	"github.com/holdfast-dr/holdfast/internal/job"
 	"github.com/holdfast-dr/holdfast/internal/provider"
-	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
 // hydrateKind copies, while a recovered machine runs, what it still reads from
@@ -140,74 +139,4 @@ func (c *Orchestrator) disableFinish(ctx context.Context, step *job.Step) error 
 		return err
 	}
 	return c.opts.Store.DeleteItem(ctx, it.ID)
-}
-
-// verifyInput is what verifying was asked for.
-type verifyInput struct {
-	Stream string `json:"stream,omitempty"`
-}
-
-// verifyOutcome is the report of the last verification.
-type verifyOutcome struct{ report api.VerifyReport }
-
-// VerifyVault starts the job that reads the vault as a whole and checks it.
-func (c *Orchestrator) VerifyVault(ctx context.Context, req api.VerifyVault) (api.Job, error) {
-	if req.Stream != "" {
-		if _, err := holdfast.ParseStreamID(req.Stream); err != nil {
-			return api.Job{}, &holdfast.Error{Kind: holdfast.KindInvalid, Op: "verify vault", Thing: req.Stream, Err: err}
-		}
-	}
-	j, err := c.engine.Submit(ctx, kindVerify, "vault", verifyInput{Stream: req.Stream})
-	if err != nil {
-		return api.Job{}, err
-	}
-	return c.apiJob(ctx, j), nil
-}
-
-func (c *Orchestrator) verifyKind() job.Kind {
-	return job.Kind{
-		Name: kindVerify, Title: "Verify the vault",
-		Tasks: []job.Task{{Name: "verify", Title: "Read everything and check it", Run: c.verify}},
-	}
-}
-
-func (c *Orchestrator) verify(ctx context.Context, step *job.Step) error {
-	var in verifyInput
-	if err := decodeInput(step, &in); err != nil {
-		return err
-	}
-	opts := vault.VerifyOptions{Progress: func(done, total int64) { step.Progress(done, total, "bytes") }}
-	if in.Stream != "" {
-		id, err := holdfast.ParseStreamID(in.Stream)
-		if err != nil {
-			return err
-		}
-		opts.Stream = &id
-	}
-	rep, healed, err := c.verifyAndHeal(ctx, opts)
-	if err != nil {
-		return vaultError("verify vault", c.opts.VaultLocation, err)
-	}
-	out := apiVerify(rep, c.now())
-	out.Healed = healed
-	c.mu.Lock()
-	c.verified = &verifyOutcome{report: out}
-	c.mu.Unlock()
-	if err := step.SetResult(ctx, jobResult{Verify: &out}); err != nil {
-		return err
-	}
-	if n := len(out.Damaged); n > 0 {
-		return &holdfast.Error{Kind: holdfast.KindCorrupt, Op: "verify vault", Thing: c.opts.VaultLocation,
-			Cause: "damaged objects were found: " + out.Damaged[0].Object + ": " + out.Damaged[0].Detail,
-			Hint:  "Recovery points named in the report cannot be used; others can. Restore the objects from a copy of the vault, with holdfast vault heal"}
-	}
-	return nil
-}
-
-func (c *Orchestrator) verifyAndHeal(ctx context.Context, o vault.VerifyOptions) (rep *vault.Report, healed []string, err error) {
-	if c.opts.VaultCopy != nil {
-		return c.opts.VaultCopy.Verify(ctx, o)
-	}
-	rep, err = c.opts.Vault.Verify(ctx, o)
-	return rep, nil, err
 }

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -81,7 +82,7 @@ func (c *Orchestrator) observe(ctx context.Context, it holdfast.Item) observatio
 	if vaultSeen.VaultUnreachable != "" {
 		seen.VaultUnreachable = vaultSeen.VaultUnreachable
 	}
-	seen.VaultDamaged = vaultSeen.VaultDamaged
+	seen.VaultDamaged = cmp.Or(vaultSeen.VaultDamaged, c.damageOf(it.Stream))
 	seen.AppPointFailed = c.lastAppPoint(it.ID)
 	seen.TwoLiveCopies, seen.NotGuarded = c.watchLeftBehind(ctx, it)
 	c.judge(ctx, it, &ob, seen)

@@ -154,6 +154,7 @@ type Options struct {
 	VaultFree     func() (int64, error)
 	// VaultCopy is the vault's copy in another store; nil: there is none.
 	VaultCopy VaultCopy
+	Scrub     Scrub
 	Tuning    gateway.Tuning
 	// Confirm fails if another server may have taken the vault over: it is asked
 	// before a machine is started. Nil: never.
@@ -190,7 +191,7 @@ type Orchestrator struct {
 	appPoints map[string]appPoint
 	shapes    map[string]shapeSeen // by item
 	streams   map[holdfast.StreamID]*vault.Stream
-	verified  *verifyOutcome
+	verified  verified
 }
 
 // New returns an orchestrator that does nothing before Run.
@@ -219,7 +220,7 @@ func New(o Options) (*Orchestrator, error) {
 // Run serves again the views that recovered machines read from, goes on with
 // unfinished jobs, and observes the items, until ctx ends.
 func (c *Orchestrator) Run(ctx context.Context) error {
-	if err := errors.Join(c.serveViews(ctx), c.settleItems(ctx)); err != nil {
+	if err := errors.Join(c.serveViews(ctx), c.settleItems(ctx), c.loadVerified(ctx)); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -230,6 +231,7 @@ func (c *Orchestrator) Run(ctx context.Context) error {
 	g.Go(func() error { return c.engine.Run(inner) })
 	g.Go(func() error { return c.observeLoop(inner) })
 	g.Go(func() error { return c.pruneLoop(inner) })
+	g.Go(func() error { return c.scrubLoop(inner) })
 	g.Go(func() error { return c.forwardEvents(inner) })
 	if err := g.Wait(); err != nil && ctx.Err() == nil {
 		return err

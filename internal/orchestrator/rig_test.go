@@ -53,6 +53,8 @@ type rig struct {
 	*orchestrator.Orchestrator
 	plans *planner.Planner
 	views *memViews
+	scrub orchestrator.Scrub
+	store objstore.Store // the vault's
 	kill  func()
 }
 
@@ -125,6 +127,7 @@ func newRigAt(t *testing.T, tick time.Duration) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.store = objects
 	if r.vault, err = vault.Create(t.Context(), objects, vault.CreateOptions{Key: key, Now: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +178,7 @@ func (r *rig) start(hook func(string, job.Job) error) {
 	}
 	r.views = &memViews{images: map[string]block.Image{}}
 	r.Orchestrator, err = orchestrator.New(orchestrator.Options{
-		Store: gatedStore{db, &r.gate}, Jobs: db, Vault: r.vault, VaultRef: gateway.VaultRef{Location: "/v", Key: "k"}, Views: r.views, Pictures: &memPictures{}, Scripts: r.scripts,
+		Store: gatedStore{db, &r.gate}, Jobs: db, Vault: r.vault, VaultRef: gateway.VaultRef{Location: "/v", Key: "k"}, Views: r.views, Pictures: &memPictures{}, Scripts: r.scripts, Scrub: r.scrub,
 		Gateway: func(address string) (orchestrator.Gateway, error) { return addressedGateway{r.gw, address}, nil }, Observe: r.tick, JobHook: hook, Now: r.now,
 		Confirm: func(context.Context) error { return r.confirm },
 		OpenSite: func(_ context.Context, name string, _ json.RawMessage) (*provider.Site, error) {

@@ -3,10 +3,14 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/api"
+	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
 // GetVault returns the vault's state.
@@ -26,11 +30,14 @@ func (c *Orchestrator) GetVault(ctx context.Context) (api.Vault, error) {
 		out.Copy = &state
 	}
 	c.mu.Lock()
-	if c.verified != nil {
-		rep := c.verified.report
-		out.LastVerify = &rep
-	}
+	out.LastVerify = c.verified.last
+	damage := slices.Sorted(maps.Values(c.verified.damage))
+	since := c.verified.at
 	c.mu.Unlock()
+	if len(damage) > 0 {
+		out.Health.Level = api.HealthCritical
+		out.Health.Findings = append(out.Health.Findings, apiFinding(holdfast.NewFinding(holdfast.CodeVaultDamaged, strings.Join(damage, "; "), since)))
+	}
 	items, err := c.opts.Store.Items(ctx)
 	if err != nil {
 		return out, err
@@ -41,7 +48,7 @@ func (c *Orchestrator) GetVault(ctx context.Context) (api.Vault, error) {
 	}
 	for _, id := range ids {
 		vs, err := c.apiStream(ctx, id, items)
-		if err != nil {
+		if err != nil && holdfast.KindOf(err) != holdfast.KindCorrupt {
 			return out, err
 		}
 		out.Bytes += vs.Bytes
@@ -61,7 +68,7 @@ func (c *Orchestrator) apiStream(ctx context.Context, id holdfast.StreamID, item
 	if err == nil {
 		err = s.Refresh(ctx)
 	}
-	if err != nil {
+	if err != nil && (s == nil || !errors.Is(err, vault.ErrCorrupt)) { // what lies before damage can be had
 		return out, vaultError("read stream", id.String(), err)
 	}
 	out.Name, out.Bytes, out.Segments = s.Name(), s.StoredBytes(), s.SegmentCount()

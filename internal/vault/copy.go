@@ -398,7 +398,7 @@ func (v *Vault) VerifyAndHeal(ctx context.Context, from objstore.Store, o Verify
 			break
 		}
 		if err == nil {
-			err = v.verifyAgain(ctx, rep, put, o.Progress)
+			err = v.verifyAgain(ctx, rep, put, o)
 		}
 	}
 	return rep, healed, err
@@ -406,7 +406,7 @@ func (v *Vault) VerifyAndHeal(ctx context.Context, from objstore.Store, o Verify
 
 // verifyAgain verifies the streams of which a report names damage, and puts right
 // what the report says of them.
-func (v *Vault) verifyAgain(ctx context.Context, rep *Report, healed []string, progress func(done, total int64)) error {
+func (v *Vault) verifyAgain(ctx context.Context, rep *Report, healed []string, o VerifyOptions) error {
 	var left []Damage
 	again := map[holdfast.StreamID]bool{}
 	for _, d := range rep.Damaged {
@@ -417,7 +417,8 @@ func (v *Vault) verifyAgain(ctx context.Context, rep *Report, healed []string, p
 	}
 	delete(again, holdfast.StreamID{})
 	for id := range again {
-		r, err := v.Verify(ctx, VerifyOptions{Stream: &id, Progress: progress})
+		o.Stream = &id
+		r, err := v.Verify(ctx, o)
 		if err != nil {
 			return err
 		}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/objstore"
@@ -19,6 +20,7 @@ import (
 type VerifyOptions struct {
 	Stream   *holdfast.StreamID // nil: all
 	Progress func(done, total int64)
+	Rate     int64 // bytes per second that are read at most; 0: no limit
 }
 
 // Report is what Verify found.
@@ -50,7 +52,7 @@ func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("verify vault: %w", err)
 	}
-	c := &verifier{v: v, o: o, rep: &Report{}}
+	c := &verifier{v: v, o: o, rep: &Report{}, began: time.Now()}
 	streams := map[holdfast.StreamID][]objstore.Entry{}
 	var order []holdfast.StreamID
 	for _, e := range entries {
@@ -86,6 +88,7 @@ type verifier struct {
 	o           VerifyOptions
 	rep         *Report
 	done, total int64
+	began       time.Time
 }
 
 // progress counts an object.
@@ -94,6 +97,18 @@ func (c *verifier) progress(size int64) {
 	if c.o.Progress != nil {
 		c.o.Progress(c.done, max(c.done, c.total))
 	}
+}
+
+// pace waits as long as what was read may take.
+func (c *verifier) pace(ctx context.Context) error {
+	if c.o.Rate <= 0 {
+		return nil
+	}
+	due := time.Duration(float64(c.done) / float64(c.o.Rate) * float64(time.Second))
+	if !pause(ctx, due-time.Since(c.began)) {
+		return context.Cause(ctx)
+	}
+	return nil
 }
 
 // found notes damage; other errors end the verification.
@@ -371,6 +386,9 @@ func (c *verifier) segment(ctx context.Context, s *Stream, e objstore.Entry) (*l
 	c.rep.Segments++
 	c.rep.Bytes += int64(len(b))
 	c.progress(e.Size)
+	if err := c.pace(ctx); err != nil {
+		return nil, nil, err
+	}
 	r, err := segment.Verify(b, s.key, c.v.codec)
 	if err != nil {
 		return nil, nil, damaged(e.Name, err)

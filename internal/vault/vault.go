@@ -194,7 +194,11 @@ func Open(ctx context.Context, store objstore.Store, key Key, o Options) (*Vault
 func (v *Vault) isOurs(b []byte) bool {
 	var d descriptor
 	body, _, err := splitDocument(descriptorName, b)
-	return err != nil || json.Unmarshal(body, &d) != nil || d.ID == v.desc.ID
+	if err != nil || json.Unmarshal(body, &d) != nil || d.ID == v.desc.ID {
+		return true
+	}
+	plain, err := v.unwrap(d.Secret) // its id may be what is damaged
+	return err == nil && bytes.Equal(plain, v.secret[:])
 }
 
 // read takes the vault's descriptor, which holds the key of its own checksum.

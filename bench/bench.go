@@ -76,6 +76,9 @@ func (b *bench) fill() error {
 	buf := make([]byte, 0, 1<<20)
 	for off := int64(0); off < b.size; off += 1 << 20 {
 		buf = buf[:0]
+		if b.kind == "zeros" {
+			buf = append(buf, make([]byte, 1<<20)...)
+		}
 		for len(buf) < 1<<20 {
 			if b.kind == "text" {
 				buf = fmt.Appendf(buf, "%s%x ", words[rng.IntN(len(words))], rng.Uint32())

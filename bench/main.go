@@ -24,7 +24,7 @@ func main() {
 	flag.IntVar(&o.sizeMB, "size", 512, "size of the disk, in MiB")
 	flag.StringVar(&o.dir, "dir", "", "where to work; a temporary directory if empty")
 	flag.StringVar(&o.binary, "binary", "bin/holdfast", "the holdfast program, for what is measured in a guest")
-	flag.StringVar(&o.only, "only", "", "vault or guest; both if empty")
+	flag.StringVar(&o.only, "only", "", "vault, backup or guest; all if empty")
 	flag.StringVar(&o.json, "json", "", "file for the figures as JSON")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -74,14 +74,14 @@ func run(ctx context.Context, o options) error {
 		o.dir = dir
 	}
 	var all []result
-	if o.only != "vault" {
+	if o.only == "" || o.only == "guest" {
 		res, err := runGuest(ctx, o)
 		if err != nil {
 			return err
 		}
 		all = append(all, res...)
 	}
-	for _, kind := range []string{"text", "random"} {
+	for _, kind := range []string{"text", "random", "zeros"} {
 		if o.only == "guest" {
 			break
 		}
@@ -89,7 +89,17 @@ func run(ctx context.Context, o options) error {
 		if err != nil {
 			return err
 		}
+		if o.only != "vault" {
+			res, err := b.measureSavers(ctx, o.runs)
+			if err != nil {
+				return errors.Join(err, b.close())
+			}
+			all = append(all, res...)
+		}
 		for _, c := range b.contests() {
+			if o.only == "backup" || kind == "zeros" {
+				break
+			}
 			res, err := measure(ctx, c, o.runs)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)

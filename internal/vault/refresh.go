@@ -24,6 +24,17 @@ import (
 func (s *Stream) Refresh(ctx context.Context) error {
 	s.refresh.Lock()
 	defer s.refresh.Unlock()
+	err := s.refreshAll(ctx)
+	for tries := 0; errors.Is(err, errOvertaken) && tries < 3; tries++ {
+		fresh := s.anew()
+		err = fresh.refreshAll(ctx)
+		s.become(fresh)
+	}
+	return err
+}
+
+// refreshAll is Refresh, once. The caller holds refresh.
+func (s *Stream) refreshAll(ctx context.Context) error {
 	found, err := s.refreshTimelines(ctx)
 	if err != nil {
 		return fmt.Errorf("refresh stream %s: %w", s.desc.ID, err)
@@ -186,6 +197,15 @@ func (s *Stream) refreshTimeline(ctx context.Context, t *timeline) error {
 			}
 			continue
 		}
+		if errors.Is(err, errMissing) {
+			e, p, _, listErr := s.covering(ctx, t, t.tail.Seq+1)
+			if listErr != nil {
+				return listErr
+			}
+			if e.Name != "" && p.from <= t.tail.Seq {
+				return errOvertaken
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -251,17 +271,45 @@ func (s *Stream) refreshKept(ctx context.Context, t *timeline) error {
 
 // reload reads the stream anew: what was loaded may have been replaced by others.
 func (s *Stream) reload(ctx context.Context) error {
-	fresh := &Stream{v: s.v, desc: s.desc, key: s.key, cache: s.cache, timelines: map[holdfast.TimelineID]*timeline{}}
+	fresh := s.anew()
 	if err := fresh.Refresh(ctx); err != nil && !isDamage(err) {
 		return err
 	}
 	s.refresh.Lock()
 	defer s.refresh.Unlock()
+	s.become(fresh)
+	return nil
+}
+
+// anew returns the stream with nothing loaded.
+func (s *Stream) anew() *Stream {
+	return &Stream{v: s.v, desc: s.desc, key: s.key, cache: s.cache, timelines: map[holdfast.TimelineID]*timeline{}}
+}
+
+// become takes what another has loaded. The caller holds refresh.
+func (s *Stream) become(fresh *Stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.timelines, s.highest, s.damage = fresh.timelines, max(s.highest, fresh.highest), fresh.damage
 	s.layouts.reset()
-	return nil
+}
+
+// errOvertaken says that what was loaded of a timeline was put together with what
+// comes next, and has to be loaded anew.
+var errOvertaken = errors.New("the timeline was pruned while it was read")
+
+// covering finds the segment that a sequence number is in, whatever was put together
+// since, and what else there is from there on.
+func (s *Stream) covering(ctx context.Context, t *timeline, seq uint64) (e objstore.Entry, p place, rest []objstore.Entry, err error) {
+	rest, err = s.v.store.List(ctx, streamName(s.desc.ID, t.desc.ID.String())+"/", "")
+	rest = slices.DeleteFunc(rest, func(x objstore.Entry) bool {
+		q, ok := placeOf(x.Name)
+		if ok && q.from <= seq && q.to >= seq && (e.Name == "" || q.epoch > p.epoch) {
+			e, p = x, q
+		}
+		return !ok || q.to < seq
+	})
+	return e, p, rest, err
 }
 
 // listSegments lists the segments behind what is loaded of a timeline.

@@ -263,21 +263,37 @@ func (c *verifier) timeline(ctx context.Context, s *Stream, t *timeline) error {
 	}
 	chain := verifyChain{c: c, t: t, at: t.tail, known: true, first: -1}
 	for len(entries) > 0 {
-		e, p, ok := next(entries, chain.at.Seq+1)
-		if !ok {
-			want := segmentName(s.desc.ID, t.desc.ID, chain.at.Seq+1)
-			size, err := c.v.store.GetRange(ctx, want, 0, 1)
-			if err = gone(want, err); err != nil {
-				if err := chain.found(s, want, err); err != nil {
-					return err
-				}
-				chain.at.Seq, chain.known = lowest(entries)-1, false
-				continue
-			}
-			// It came while the listing ran.
-			e, p = objstore.Entry{Name: want, Size: int64(len(size))}, place{from: chain.at.Seq + 1, to: chain.at.Seq + 1}
+		seq := chain.at.Seq + 1
+		e, p, ok := next(entries, seq)
+		var l *loaded
+		var marks []placedMark
+		err := fmt.Errorf("%w, but later ones are there", errMissing)
+		if ok {
+			l, marks, err = c.segment(ctx, s, e)
 		}
-		l, marks, err := c.segment(ctx, s, e)
+		for tries := 0; errors.Is(err, errMissing) && tries < 5; tries++ {
+			// It came, or was put together with others, while the listing ran.
+			was, known := e.Name, chain.known
+			if e, p, entries, err = s.covering(ctx, t, seq); err != nil {
+				return err
+			}
+			if e.Name == "" || e.Name == was {
+				err = errMissing
+				break
+			}
+			chain.known = known && p.from == seq // what it follows was read under another name
+			l, marks, err = c.segment(ctx, s, e)
+		}
+		if e.Name == "" {
+			if err := chain.found(s, segmentName(s.desc.ID, t.desc.ID, seq), damaged(segmentName(s.desc.ID, t.desc.ID, seq), err)); err != nil {
+				return err
+			}
+			if len(entries) > 0 {
+				chain.at.Seq = lowest(entries) - 1
+			}
+			chain.known = false
+			continue
+		}
 		if err == nil {
 			err = chain.follow(l)
 		}

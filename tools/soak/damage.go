@@ -156,11 +156,12 @@ func (o opened) readsRight(ctx context.Context, rng *rand.Rand) error {
 	if err == nil {
 		err = s.Refresh(ctx)
 	}
-	if s == nil || err != nil && !errors.Is(err, vault.ErrCorrupt) {
-		if errors.Is(err, vault.ErrCorrupt) || errors.Is(err, vault.ErrNoStream) {
-			return nil
-		}
+	said := errors.Is(err, vault.ErrCorrupt) || errors.Is(err, vault.ErrNewerFormat) // the version is what is damaged
+	if err != nil && !said && !errors.Is(err, vault.ErrNoStream) {
 		return err
+	}
+	if s == nil {
+		return nil
 	}
 	tail := o.tail()
 	positions := append(kept(tail-window), tail, tail-1, tail-window/2)

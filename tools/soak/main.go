@@ -1,8 +1,8 @@
 // Command soak kills what works with a vault, as often as it is told, and looks each
 // time whether anything is lost.
 //
-// A round has three processes: one that writes to a stream, one that prunes it, and
-// one that copies the vault to another store. Each is killed with SIGKILL at a random
+// A round has four processes: one that writes to a stream, one that prunes it, one that
+// copies the vault to another store, and one that verifies it. Each is killed with SIGKILL at a random
 // moment. Then the newest position, one that is kept and a random one are compared,
 // whole, with what was written, and every position whose segment was acknowledged must
 // be there. In between the vault and its copy are verified as a whole.

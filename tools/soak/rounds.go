@@ -123,9 +123,9 @@ func killAll(ctx context.Context, dir string, after time.Duration, s *sum) (hold
 		return 0, err
 	}
 	var said bytes.Buffer
-	var wrong [3]bytes.Buffer
+	var wrong [4]bytes.Buffer
 	var all []*exec.Cmd
-	for i, role := range []string{"write", "prune", "copy"} {
+	for i, role := range []string{"write", "prune", "copy", "verify"} {
 		cmd := exec.CommandContext(ctx, self, "-role", role, "-dir", dir)
 		if cmd.Stderr = &wrong[i]; role == "write" {
 			cmd.Stdout = &said

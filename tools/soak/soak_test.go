@@ -25,7 +25,7 @@ func TestSoak(t *testing.T) {
 	if err := soak(t.Context(), options{kills: 120, dir: t.TempDir(), seed: 2, out: &out}); err != nil {
 		t.Fatalf("%v\n%s", err, &out)
 	}
-	if !strings.Contains(out.String(), "120 of 120 processes killed in 40 rounds") {
+	if !strings.Contains(out.String(), "120 of 120 processes killed in 30 rounds") {
 		t.Errorf("it says\n%s", &out)
 	}
 }

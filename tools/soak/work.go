@@ -88,6 +88,8 @@ func work(ctx context.Context, role, dir string) error {
 		return o.write(ctx)
 	case "prune":
 		return o.prune(ctx)
+	case "verify":
+		return o.verify(ctx, dir)
 	case "copy":
 		return o.copy(ctx, filepath.Join(dir, "copy"))
 	}
@@ -148,6 +150,20 @@ func kept(p holdfast.Position) (out []holdfast.Position) {
 		out = append(out, q)
 	}
 	return out
+}
+
+// verify verifies, and opens anew, what others prune meanwhile.
+func (o opened) verify(ctx context.Context, dir string) error {
+	for ctx.Err() == nil {
+		rep, err := o.v.Verify(ctx, vault.VerifyOptions{})
+		if err != nil || len(rep.Damaged) > 0 {
+			return errors.Join(err, fmt.Errorf("damage is seen where none is: %+v", rep.Damaged))
+		}
+		if o, err = open(ctx, dir, "vault"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (o opened) copy(ctx context.Context, dir string) error {

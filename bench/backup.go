@@ -248,7 +248,9 @@ func tools() []tool {
 		load: func(repo, file string) []string {
 			return []string{"-q", "-r", repo, "restore", "latest", "--target", filepath.Dir(file)}
 		},
-		env: func(repo, _ string) []string { return []string{"RESTIC_PASSWORD=bench", "RESTIC_CACHE_DIR=" + repo + ".cache"} },
+		env: func(repo, _ string) []string {
+			return []string{"RESTIC_PASSWORD=bench", "RESTIC_CACHE_DIR=" + repo + ".cache"}
+		},
 	}, {
 		program: "borg",
 		make:    func(repo, _ string) []string { return []string{"init", "-e", "repokey-blake2", repo} },
@@ -256,14 +258,18 @@ func tools() []tool {
 		load: func(repo, file string) []string {
 			return []string{"--lock-wait", "1", "extract", "--sparse", repo + "::" + filepath.Base(file)}
 		},
-		env: func(repo, _ string) []string { return []string{"BORG_PASSPHRASE=bench", "BORG_BASE_DIR=" + repo + ".base"} },
+		env: func(repo, _ string) []string {
+			return []string{"BORG_PASSPHRASE=bench", "BORG_BASE_DIR=" + repo + ".base"}
+		},
 	}}
 }
 
 // saveWith saves with a backup tool.
 func (b *bench) saveWith(ctx context.Context, t tool, work, out string, change func() ([]block.Extent, error)) (got saved, err error) {
 	repo := filepath.Join(b.dir, "repo")
-	defer func() { err = errors.Join(err, os.RemoveAll(repo), os.RemoveAll(repo+".cache"), os.RemoveAll(repo+".base")) }()
+	defer func() {
+		err = errors.Join(err, os.RemoveAll(repo), os.RemoveAll(repo+".cache"), os.RemoveAll(repo+".base"))
+	}()
 	run := func(args []string) error { return t.run(ctx, repo, filepath.Dir(out), args) }
 	if err := run(t.make(repo, work)); err != nil {
 		return got, err

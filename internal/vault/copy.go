@@ -223,12 +223,65 @@ func byStage(a, b string) int {
 }
 
 func (p *copyPass) stream(ctx context.Context, dir string, names []string) error {
-	if slices.Contains(names, streamsPrefix+dir+"/"+deletedName) {
-		return nil // it is being deleted, which does not reach the copy
+	err := p.streamOnce(ctx, dir, names, false)
+	for tries := 1; errors.Is(err, errOvertaken) && tries <= relists; tries++ {
+		if names, err = p.list(ctx, dir); err == nil {
+			err = p.streamOnce(ctx, dir, names, tries == relists)
+		}
 	}
+	return err
+}
+
+// relists is how often a stream is listed again in a pass, if it changes under it.
+const relists = 5
+
+// gap returns a segment that a listing lacks, or "".
+func gap(names []string) string {
+	places := map[string][]place{}
+	for _, name := range names {
+		if at, ok := placeOf(name); ok {
+			places[path.Dir(name)] = append(places[path.Dir(name)], at)
+		}
+	}
+	for dir, all := range places {
+		slices.SortFunc(all, func(a, b place) int { return cmp.Compare(a.from, b.from) })
+		reach := uint64(0)
+		for _, at := range all {
+			if at.from > reach+1 {
+				return fmt.Sprintf("%s/%016x.seg", dir, reach+1)
+			}
+			reach = max(reach, at.to)
+		}
+	}
+	return ""
+}
+
+// list lists a stream again.
+func (p *copyPass) list(ctx context.Context, dir string) (names []string, err error) {
+	entries, err := p.v.store.List(ctx, streamsPrefix+dir+"/", "")
+	p.note(func() {
+		for _, e := range entries {
+			names = append(names, e.Name)
+			p.sources[e.Name] = e.Size
+		}
+	})
+	return names, err
+}
+
+// streamOnce copies a stream as it was listed. It fails with errOvertaken if a segment
+// has gone since, because another stands for it: what comes behind must wait for that.
+// The last time it takes what the listing lacks for lost.
+func (p *copyPass) streamOnce(ctx context.Context, dir string, names []string, last bool) error {
 	names, err := p.settled(ctx, names)
-	if err != nil {
+	// One that is being deleted stays in the copy.
+	if err != nil || slices.Contains(names, streamsPrefix+dir+"/"+deletedName) {
 		return err
+	}
+	if lost := gap(names); lost != "" {
+		if !last {
+			return errOvertaken
+		}
+		p.note(func() { p.rep.Damaged = append(p.rep.Damaged, lost) })
 	}
 	slices.SortFunc(names, byStage)
 	stuck, some := map[string]bool{}, false // timelines behind whose damage nothing is copied
@@ -245,7 +298,7 @@ func (p *copyPass) stream(ctx context.Context, dir string, names []string) error
 		}
 		b, _, err := p.v.store.Get(ctx, name)
 		if missing(err) {
-			continue // another stands for it; that is copied with the next pass
+			return errOvertaken
 		}
 		if err != nil {
 			return err

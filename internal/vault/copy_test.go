@@ -134,6 +134,89 @@ func TestCopy(t *testing.T) {
 	}
 }
 
+// hooked is a store where something happens right after a listing of what ends so.
+type hooked struct {
+	objstore.Store
+	of    string
+	after func()
+}
+
+func (h *hooked) List(ctx context.Context, prefix, after string) ([]objstore.Entry, error) {
+	entries, err := h.Store.List(ctx, prefix, after)
+	if f := h.after; f != nil && strings.HasSuffix(prefix, h.of) {
+		h.after = nil
+		f()
+	}
+	return entries, err
+}
+
+// TestCopyWhilePruned has segments put together right after they were listed, to be
+// copied, verified or loaded: the copy has no hole, and nobody sees damage.
+func TestCopyWhilePruned(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 33))
+	v, store, key := newVault(t)
+	disks := []vault.Disk{{ID: "vda", Size: 40 << 10}}
+	s, err := v.CreateStream(t.Context(), vault.StreamOptions{ID: holdfast.NewStreamID(), Disks: disks, Now: start})
+	if err != nil {
+		t.Fatal(err)
+	}
+	model := branches{nil, {disks: disks}}
+	h := &hooked{Store: store}
+	seen, err := vault.Open(t.Context(), h, key, vault.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, err := seen.OpenStream(t.Context(), s.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied, _ := newDir(t)
+	c := seen.NewCopier(copied, false)
+	prune := func() {
+		upto := model.tail(1) - holdfast.Position(1+rng.IntN(6)) // what was listed last stays
+		for range 8 {
+			model.write(t, rng, s, 1, start)
+		}
+		if _, err := s.Prune(t.Context(), vault.PruneOptions{Timeline: 1, Upto: upto, Waste: 0.01, Target: 1 << 20}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for round := range 18 {
+		for range 5 {
+			model.write(t, rng, s, 1, start)
+		}
+		h.after, h.of = prune, "/00000001/"
+		switch round % 3 {
+		case 0:
+			h.of = ""
+			if rep, err := c.Pass(t.Context(), nil); err != nil || len(rep.Damaged) > 0 {
+				t.Fatalf("round %d: %+v, %v", round, rep, err)
+			}
+			o, err := vault.Open(t.Context(), copied, key, vault.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			verify(t, o)
+		case 1:
+			verify(t, seen)
+		default:
+			if err := reader.Refresh(t.Context()); err != nil {
+				t.Fatalf("round %d: %v", round, err)
+			}
+		}
+	}
+	h.after = nil
+	if _, err := c.Pass(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	o, err := vault.Open(t.Context(), copied, key, vault.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameMoments(t, s, o, model)
+}
+
 // sameMoments compares all that two vaults have of a stream.
 func sameMoments(t *testing.T, s *vault.Stream, v *vault.Vault, model branches) {
 	t.Helper()

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
-	"github.com/holdfast-dr/holdfast/internal/objstore"
 	"github.com/holdfast-dr/holdfast/internal/vault/segment"
 )
 
@@ -178,18 +177,6 @@ func placeOf(name string) (p place, ok bool) {
 // other, or is newer.
 func (p place) better(q place) bool {
 	return p.to > q.to || p.to == q.to && p.epoch > q.epoch
-}
-
-// next returns the object that has a sequence number as its first. What others
-// stand for that begin before is passed over: it waits to be removed.
-func next(entries []objstore.Entry, seq uint64) (e objstore.Entry, p place, ok bool) {
-	for _, x := range entries {
-		q, valid := placeOf(x.Name)
-		if valid && q.from == seq && (!ok || q.better(p)) {
-			e, p, ok = x, q, true
-		}
-	}
-	return e, p, ok
 }
 
 // thin returns what is left of ranges: of what is pruned, only single positions.

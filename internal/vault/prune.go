@@ -56,13 +56,19 @@ const (
 	// keptMany is how many small segments are put together although all of them is
 	// kept.
 	keptMany = 16
+	// recent is how much of the target a segment has at most that is put together with
+	// others although every position of it is kept, as a divisor: what was is then
+	// large enough to be left alone, so that hardly anything is written anew twice.
+	recent = 16
 )
 
 // Prune frees what no position needs any more that is kept. It first says,
 // durably, what is kept, then writes anew of segments what is, and removes them at
-// last. It may be interrupted at any moment, and repeated; views of positions that
-// are kept go on meanwhile, also those of other processes, as do writers. Only one
-// may prune a stream at a time. The last segment of a timeline stays whole.
+// last. Small segments it puts together also where all is kept: how long a stream
+// takes to open depends on how many there are. It may be interrupted at any moment,
+// and repeated; views of positions that are kept go on meanwhile, also those of other
+// processes, as do writers. Only one may prune a stream at a time. The last segment of
+// a timeline stays whole.
 func (s *Stream) Prune(ctx context.Context, o PruneOptions) (rep PruneReport, err error) {
 	if o.Waste <= 0 {
 		o.Waste = 0.1
@@ -85,8 +91,8 @@ type pruner struct {
 	rep  *PruneReport
 	t    *timeline
 	kept keptDocument
-	segs []*loaded // that may be written anew: up to Upto, but not the last
-	// live is what is kept of an entry.
+	segs []*loaded // that may be written anew: not the last
+	// live is what is kept of an entry up to Upto; of those after it all is.
 	live map[*segment.Entry][]block.Extent
 }
 
@@ -104,11 +110,11 @@ func (p *pruner) prune(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if p.kept.Epoch == p.t.pruned {
-		return nil // done already, or nothing was ever to be done
-	}
-	if err := p.findLive(ctx); err != nil {
-		return err
+	p.choose()
+	if p.kept.Epoch != p.t.pruned {
+		if err := p.findLive(ctx); err != nil {
+			return err
+		}
 	}
 	for _, run := range p.runs() {
 		err := p.replace(ctx, run)
@@ -200,7 +206,7 @@ func (p *pruner) narrow(ctx context.Context) error {
 	}
 	s.mu.RUnlock()
 	p.rep.Kept = len(next.Positions)
-	if next.Upto == old.Upto && slices.Equal(next.Positions, old.Positions) {
+	if next.Upto == old.Upto && slices.Equal(next.Positions, old.Positions) && (old.Epoch > 0 || len(p.t.segs) <= keptMany) {
 		p.kept = old
 		return nil
 	}
@@ -273,13 +279,27 @@ func (p *pruner) findLive(ctx context.Context) error {
 			return true
 		})
 	}
-	for i, l := range all {
-		if i == len(all)-1 || l.Header.Last > p.kept.Upto {
-			p.segs = all[:i]
-			break
-		}
-	}
 	return nil
+}
+
+// choose finds the segments that may be written anew: all but the last, and only
+// those after Upto if the others were looked at already under what is kept now.
+func (p *pruner) choose() {
+	p.s.mu.RLock()
+	defer p.s.mu.RUnlock()
+	p.segs = p.t.segs[:max(0, len(p.t.segs)-1)]
+	if p.kept.Epoch == p.t.pruned {
+		first := sort.Search(len(p.segs), func(i int) bool { return p.segs[i].Header.First > p.kept.Upto })
+		p.segs = p.segs[first:]
+	}
+}
+
+// parts returns what is kept of an entry.
+func (p *pruner) parts(e *segment.Entry) []block.Extent {
+	if e.Position > p.kept.Upto {
+		return []block.Extent{{Offset: e.Offset, Length: e.Length}}
+	}
+	return p.live[e]
 }
 
 // lay puts an entry over what was there.
@@ -311,6 +331,9 @@ func (p *pruner) lay(m *btree.Map[int64, livePiece], e *segment.Entry) {
 // until then is kept.
 func (p *pruner) keep(e *segment.Entry, start, end int64, until holdfast.Position) {
 	kept := p.kept.Positions
+	if e.Position > p.kept.Upto {
+		return // all of it is kept: see parts
+	}
 	i := sort.Search(len(kept), func(i int) bool { return kept[i].Position >= e.Position })
 	if until > p.kept.Upto || i < len(kept) && kept[i].Position <= until {
 		p.live[e] = append(p.live[e], block.Extent{Offset: start, Length: end - start})
@@ -329,22 +352,22 @@ func (p *pruner) runs() [][]pruned {
 	var run []pruned
 	var live, raw int64
 	flush := func() {
-		if len(run) >= keptMany || float64(raw-live) > p.o.Waste*float64(raw) {
+		if float64(raw-live) <= p.o.Waste*float64(raw) {
+			run = grown(run)
+		}
+		if len(run) > 0 {
 			out = append(out, run)
 		}
 		run, live, raw = nil, 0, 0
 	}
 	for _, l := range p.segs {
-		x := pruned{loaded: l}
-		for i := range l.Index.Entries {
-			if e := &l.Index.Entries[i]; e.Kind == segment.Data {
-				for _, r := range p.live[e] {
-					x.live += r.Length
-				}
-			}
-		}
+		x := pruned{l, p.liveBytes(l)}
 		dead := float64(l.Header.RawBytes-x.live) > p.o.Waste*float64(l.Header.RawBytes)
-		if l.Header.Kind == segment.End || !dead && x.live >= p.o.Target/4 {
+		small := p.o.Target / 4
+		if l.Header.First > p.kept.Upto {
+			small = p.o.Target / recent
+		}
+		if l.Header.Kind == segment.End || !dead && x.live >= small {
 			flush()
 			continue
 		}
@@ -355,6 +378,39 @@ func (p *pruner) runs() [][]pruned {
 	}
 	flush()
 	return out
+}
+
+// liveBytes returns how much of a segment's data is kept.
+func (p *pruner) liveBytes(l *loaded) (n int64) {
+	if l.Header.First > p.kept.Upto {
+		return l.Header.RawBytes
+	}
+	for i := range l.Index.Entries {
+		if e := &l.Index.Entries[i]; e.Kind == segment.Data {
+			for _, r := range p.parts(e) {
+				n += r.Length
+			}
+		}
+	}
+	return n
+}
+
+// grown returns what is worth to be put together of a run of which all is kept, or
+// nearly: no segment that is larger than all that has come behind it, so that none
+// is written anew again and again, and nothing if few are left.
+func grown(run []pruned) []pruned {
+	var size int64
+	for _, x := range run {
+		size += x.size
+	}
+	for len(run) >= keptMany && run[0].size > size-run[0].size {
+		size -= run[0].size
+		run = run[1:]
+	}
+	if len(run) < keptMany {
+		return nil
+	}
+	return run
 }
 
 // replace writes what is kept of a run as one segment, and removes the run.
@@ -421,7 +477,7 @@ func (p *pruner) add(ctx context.Context, b *segment.Builder, l *loaded) error {
 			}
 			continue
 		}
-		parts := p.live[e]
+		parts := p.parts(e)
 		slices.SortFunc(parts, func(x, y block.Extent) int { return cmp.Compare(x.Offset, y.Offset) })
 		for _, part := range joined(parts) {
 			if e.Kind != segment.Data {

@@ -186,8 +186,11 @@ func (s *Stream) refreshTimeline(ctx context.Context, t *timeline) error {
 		return err
 	}
 	for tries := 0; len(entries) > 0; {
-		e, _, ok := next(entries, t.tail.Seq+1)
-		err := s.takeNext(ctx, t, e, ok, entries[len(entries)-1].Name)
+		before := t.tail.Seq
+		err := s.takeMany(ctx, t, entries)
+		if t.tail.Seq > before {
+			tries = 0
+		}
 		if errors.Is(err, errMissing) && tries < 3 {
 			// A listing may miss what comes while it runs, and have what comes
 			// later, or what was replaced and removed since.
@@ -209,32 +212,34 @@ func (s *Stream) refreshTimeline(ctx context.Context, t *timeline) error {
 		if err != nil {
 			return err
 		}
-		tries = 0
-		entries = slices.DeleteFunc(entries, func(e objstore.Entry) bool {
-			p, _ := placeOf(e.Name)
-			return p.from <= t.tail.Seq
-		})
+		entries = behind(entries, t.tail.Seq)
 	}
 	return nil
 }
 
-// takeNext loads and appends the next segment of a timeline; ok says that it is
-// listed, and otherwise other says what is.
-func (s *Stream) takeNext(ctx context.Context, t *timeline, e objstore.Entry, ok bool, other string) error {
-	if !ok {
-		return damaged(segmentName(s.desc.ID, t.desc.ID, t.tail.Seq+1), fmt.Errorf("%w, but %s is there", errMissing, path.Base(other)))
+// takeMany loads and appends the next segments of a timeline, as many as are loaded
+// at once. What comes before the first that fails is taken.
+func (s *Stream) takeMany(ctx context.Context, t *timeline, entries []objstore.Entry) error {
+	chain := chainOf(entries, t.tail.Seq+1, loadAtOnce)
+	if len(chain) == 0 {
+		return damaged(segmentName(s.desc.ID, t.desc.ID, t.tail.Seq+1), fmt.Errorf("%w, but %s is there", errMissing, path.Base(entries[len(entries)-1].Name)))
 	}
-	if t.ended != nil {
-		return damaged(e.Name, fmt.Errorf("%w: it is behind the end of its timeline", ErrCorrupt))
+	segs, errs := s.loadMany(ctx, chain)
+	for i, e := range chain {
+		if t.ended != nil {
+			return damaged(e.Name, fmt.Errorf("%w: it is behind the end of its timeline", ErrCorrupt))
+		}
+		if errs[i] != nil {
+			return errs[i]
+		}
+		if err := s.take(t, segs[i]); err != nil {
+			return damaged(e.Name, err)
+		}
+		if err := s.keptSince(ctx, t, segs[i]); err != nil {
+			return err
+		}
 	}
-	l, err := s.loadSegment(ctx, e)
-	if err != nil {
-		return err
-	}
-	if err := s.take(t, l); err != nil {
-		return damaged(l.name, err)
-	}
-	return s.keptSince(ctx, t, l)
+	return nil
 }
 
 // keptSince reads again what is kept of a timeline if a segment was written under
@@ -341,48 +346,6 @@ func (s *Stream) take(t *timeline, l *loaded) error {
 	defer s.mu.Unlock()
 	t.append(l, marks)
 	return nil
-}
-
-// loadSegment reads a segment's header and index, and checks them.
-func (s *Stream) loadSegment(ctx context.Context, e objstore.Entry) (*loaded, error) {
-	head, err := s.v.store.GetRange(ctx, e.Name, 0, segment.HeaderSize)
-	if err != nil {
-		return nil, gone(e.Name, err)
-	}
-	h, err := segment.ParseHeader(head)
-	if err != nil {
-		return nil, damaged(e.Name, err)
-	}
-	if e.Size != h.Size() {
-		return nil, damaged(e.Name, fmt.Errorf("%w: it has %d bytes, its header says %d", ErrCorrupt, e.Size, h.Size()))
-	}
-	index, err := s.v.store.GetRange(ctx, e.Name, h.IndexOff, h.IndexLen)
-	if err != nil {
-		return nil, gone(e.Name, err)
-	}
-	r, err := segment.NewReader(head, index, s.key, s.v.codec)
-	if err != nil {
-		return nil, damaged(e.Name, err)
-	}
-	l, err := newLoaded(r, e.Name, e.Size)
-	if err == nil && l.place().name(s.desc.ID, h.Timeline) != e.Name {
-		err = fmt.Errorf("%w: it is segment %s", ErrCorrupt, l.place().name(s.desc.ID, h.Timeline))
-	}
-	if err != nil {
-		return nil, damaged(e.Name, err)
-	}
-	return l, nil
-}
-
-// errMissing says that an object should be there.
-var errMissing = fmt.Errorf("%w: it is missing", ErrCorrupt)
-
-// gone says of a segment that should be there and is not that it is damaged.
-func gone(name string, err error) error {
-	if missing(err) {
-		return damaged(name, errMissing)
-	}
-	return err
 }
 
 // follows checks that a segment belongs at the end of the timeline.

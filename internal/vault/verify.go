@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"path"
 	"slices"
 	"strconv"
@@ -289,7 +288,8 @@ func (c *verifier) timeline(ctx context.Context, s *Stream, t *timeline) error {
 				return err
 			}
 			if len(entries) > 0 {
-				chain.at.Seq = lowest(entries) - 1
+				first, _ := placeOf(entries[0].Name)
+				chain.at.Seq = first.from - 1
 			}
 			chain.known = false
 			continue
@@ -310,10 +310,7 @@ func (c *verifier) timeline(ctx context.Context, s *Stream, t *timeline) error {
 			}
 		}
 		// What it stands for waits to be removed.
-		entries = slices.DeleteFunc(entries, func(e objstore.Entry) bool {
-			q, _ := placeOf(e.Name)
-			return q.from <= p.to
-		})
+		entries = behind(entries, p.to)
 	}
 	if err := t.keptErr; err != nil {
 		if err := c.found(Damage{Stream: s.desc.ID, Timeline: t.desc.ID}, err); err != nil {
@@ -324,17 +321,6 @@ func (c *verifier) timeline(ctx context.Context, s *Stream, t *timeline) error {
 		c.rep.Damaged[chain.first].Points = chain.points
 	}
 	return nil
-}
-
-// lowest returns the first sequence number that is there.
-func lowest(entries []objstore.Entry) uint64 {
-	low := uint64(math.MaxUint64)
-	for _, e := range entries {
-		if p, ok := placeOf(e.Name); ok {
-			low = min(low, p.from)
-		}
-	}
-	return low
 }
 
 // verifyChain follows the segments of a timeline, beyond damage, too.

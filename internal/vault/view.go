@@ -79,17 +79,34 @@ func (v *View) layOut(ctx context.Context) error {
 	return nil
 }
 
-// renew lays a view out again when an object was missing that old has.
-func (v *View) renew(ctx context.Context, old *layout) error {
+// renew lays a view out again when an object was missing that old has. The stream
+// is read anew, unless it does not have that object any more: then who has removed
+// it has told.
+func (v *View) renew(ctx context.Context, old *layout, missing error) error {
 	v.renewing.Lock()
 	defer v.renewing.Unlock()
 	if v.lay.Load() != old {
 		return nil // somebody else has
 	}
-	if err := v.s.reload(ctx); err != nil {
-		return err
+	var c *CorruptError
+	if !errors.As(missing, &c) || v.s.has(c.Object) {
+		if err := v.s.reload(ctx); err != nil {
+			return err
+		}
 	}
 	return v.layOut(ctx)
+}
+
+// has says whether an object is one of the segments that are loaded.
+func (s *Stream) has(name string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, t := range s.timelines {
+		if slices.ContainsFunc(t.segs, func(l *loaded) bool { return l.name == name }) {
+			return true
+		}
+	}
+	return false
 }
 
 // find returns the way from the beginning to the view's position.
@@ -210,7 +227,7 @@ func (d *diskView) ReadAt(ctx context.Context, p []byte, off int64) error {
 		if !errors.Is(err, errMissing) || tries > 0 {
 			return err
 		}
-		if err := d.view.renew(ctx, old); err != nil {
+		if err := d.view.renew(ctx, old, err); err != nil {
 			return err
 		}
 	}

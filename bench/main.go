@@ -24,7 +24,9 @@ func main() {
 	flag.IntVar(&o.sizeMB, "size", 512, "size of the disk, in MiB")
 	flag.StringVar(&o.dir, "dir", "", "where to work; a temporary directory if empty")
 	flag.StringVar(&o.binary, "binary", "bin/holdfast", "the holdfast program, for what is measured in a guest")
-	flag.StringVar(&o.only, "only", "", "vault, backup or guest; all if empty")
+	flag.StringVar(&o.only, "only", "", "vault, backup, guest or scale; all but scale if empty")
+	flag.IntVar(&o.segments, "segments", 100_000, "for scale: the largest number of segments")
+	flag.IntVar(&o.extent, "extent", 4096, "for scale: the size of an extent, in bytes, a multiple of 512 up to 65536")
 	flag.StringVar(&o.json, "json", "", "file for the figures as JSON")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -39,6 +41,8 @@ type options struct {
 	runs, sizeMB int
 	dir, json    string
 	binary, only string
+
+	segments, extent int
 }
 
 // side is one of what is compared.
@@ -72,6 +76,9 @@ func run(ctx context.Context, o options) error {
 		}
 		defer os.RemoveAll(dir)
 		o.dir = dir
+	}
+	if o.only == "scale" {
+		return runScale(ctx, o)
 	}
 	var all []result
 	if o.only == "" || o.only == "guest" {

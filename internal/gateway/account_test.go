@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-dr/holdfast/internal/gateway/journal"
 	"github.com/holdfast-dr/holdfast/internal/vfs"
 )
 
@@ -60,7 +61,7 @@ func TestDamagedAccount(t *testing.T) {
 		fresh         bool
 	}{
 		{"a write in the journal", "journal/*", half, false, true},
-		{"the length of a record", "journal/*", func(int64) int64 { return recordHeader + 4096 + 5 }, false, true},
+		{"the length of a record", "journal/*", func(int64) int64 { return journal.HeaderSize + 4096 + 5 }, false, true},
 		{"the last record", "journal/*", func(size int64) int64 { return size - 1 }, false, true},
 		{"a segment in the spool", "spool/*", half, true, true},
 		{"nothing", "", nil, false, false},

@@ -10,6 +10,7 @@ import (
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/block"
+	"github.com/holdfast-dr/holdfast/internal/gateway/journal"
 	"github.com/holdfast-dr/holdfast/internal/nbd"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
@@ -161,7 +162,7 @@ func (d *disk) mayWrite(ctx context.Context) error {
 }
 
 func (d *disk) write(p []byte, off int64) error {
-	_, err := d.s.accept(record{Kind: recordWrite, Disk: d.index, Offset: off, Length: int64(len(p)), Payload: p})
+	_, err := d.s.accept(journal.Record{Kind: journal.Write, Disk: d.index, Offset: off, Length: int64(len(p)), Payload: p})
 	if err != nil {
 		d.s.log.Error("write cannot be kept, the source is cut off", "disk", d.id, "error", err)
 		d.s.dropAll(err)
@@ -260,11 +261,11 @@ func (d *disk) zeroNew(ctx context.Context, e block.Extent, punch bool) error {
 }
 
 func (d *disk) zero(e block.Extent, punch bool) error {
-	kind := recordZero
+	kind := journal.Zero
 	if punch {
-		kind = recordHole
+		kind = journal.Hole
 	}
-	_, err := d.s.accept(record{Kind: kind, Disk: d.index, Offset: e.Offset, Length: e.Length})
+	_, err := d.s.accept(journal.Record{Kind: kind, Disk: d.index, Offset: e.Offset, Length: e.Length})
 	if err != nil {
 		d.s.dropAll(err)
 		return asDrop(err)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/gateway/journal"
 	"github.com/holdfast-dr/holdfast/internal/nbd"
 	"github.com/holdfast-dr/holdfast/internal/objstore"
 	"github.com/holdfast-dr/holdfast/internal/vault"
@@ -193,7 +194,7 @@ func openAccount(ctx context.Context, r OpenRequest, o StreamOptions) (*stream, 
 			return nil, fmt.Errorf("open stream %s for writing: %w", r.Stream, err)
 		}
 		s, err := newStream(ctx, o)
-		if !errors.Is(err, errAccount) {
+		if !errors.Is(err, journal.ErrAccount) {
 			return s, err
 		}
 		aside := fmt.Sprintf("%s.damaged-%d", o.Dir, time.Now().UnixNano())

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/gateway/journal"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/vfs"
 )
@@ -86,7 +87,7 @@ func (s *stream) seal() error {
 		began = now
 	}
 	pending, _ := s.opts.Writer.Pending()
-	err := s.journal.rotate()
+	err := s.journal.Rotate()
 	s.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("rotate journal: %w", err)
@@ -165,7 +166,7 @@ func (s *stream) release() {
 	}
 	s.qmu.Unlock()
 	s.mu.Lock()
-	err := s.journal.release(last)
+	err := s.journal.Release(last)
 	s.mu.Unlock()
 	if err != nil {
 		s.log.Warn("journal is not released", "error", err)
@@ -222,7 +223,7 @@ func (s *stream) adopt(ctx context.Context, name string) error {
 		return s.opts.FS.Remove(name)
 	}
 	if errors.Is(err, vault.ErrCorrupt) {
-		return fmt.Errorf("%w: spooled segment %s: %w", errAccount, name, err)
+		return fmt.Errorf("%w: spooled segment %s: %w", journal.ErrAccount, name, err)
 	}
 	if err != nil {
 		return fmt.Errorf("spooled segment %s: %w", name, err)

@@ -14,6 +14,7 @@ import (
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/block"
+	"github.com/holdfast-dr/holdfast/internal/gateway/journal"
 	"github.com/holdfast-dr/holdfast/internal/nbd"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/vfs"
@@ -77,7 +78,7 @@ type stream struct {
 
 	// mu guards the order of writes: what follows changes only under it.
 	mu         sync.Mutex
-	journal    *journal
+	journal    *journal.Journal
 	disks      map[string]*disk
 	fresh      bool // no account of earlier changes was found, and begin was not called
 	consistent bool
@@ -149,7 +150,7 @@ func newStream(ctx context.Context, o StreamOptions) (*stream, error) {
 	if err := s.adoptSpool(ctx); err != nil {
 		return nil, err
 	}
-	s.journal, err = openJournal(o.FS, path.Join(o.Dir, "journal"), s.replay)
+	s.journal, err = journal.Open(o.FS, path.Join(o.Dir, "journal"), s.replay)
 	if err != nil {
 		return nil, err
 	}
@@ -198,28 +199,28 @@ func (s *stream) begin() error {
 }
 
 // replay gives a record of the journal to the writer again.
-func (s *stream) replay(rec record) error {
+func (s *stream) replay(rec journal.Record) error {
 	next := s.opts.Writer.Next()
 	if rec.Position < next {
 		return nil // sealed already
 	}
 	if rec.Position != next || int(rec.Disk) >= len(s.opts.Disks) {
-		return fmt.Errorf("%w: position %s follows %s", errAccount, rec.Position, next)
+		return fmt.Errorf("%w: position %s follows %s", journal.ErrAccount, rec.Position, next)
 	}
 	_, err := s.toWriter(rec)
 	return err
 }
 
 // toWriter hands one record to the vault's writer.
-func (s *stream) toWriter(rec record) (holdfast.Position, error) {
+func (s *stream) toWriter(rec journal.Record) (holdfast.Position, error) {
 	id := s.opts.Disks[rec.Disk].ID
 	switch rec.Kind {
-	case recordWrite:
+	case journal.Write:
 		return s.opts.Writer.Write(id, rec.Offset, rec.Payload, rec.Time)
-	case recordZero, recordHole:
+	case journal.Zero, journal.Hole:
 		e := block.Extent{Offset: rec.Offset, Length: rec.Length}
-		return s.opts.Writer.Zero(id, e, rec.Kind == recordHole, rec.Time)
-	case recordMark:
+		return s.opts.Writer.Zero(id, e, rec.Kind == journal.Hole, rec.Time)
+	case journal.Mark:
 		var m vault.Mark
 		if err := json.Unmarshal(rec.Payload, &m); err != nil {
 			return 0, fmt.Errorf("decode mark at %s: %w", rec.Position, err)
@@ -231,9 +232,9 @@ func (s *stream) toWriter(rec record) (holdfast.Position, error) {
 
 // accept journals a record and gives it its position. The caller holds mu. On
 // an error nothing was kept, and the connection must be dropped.
-func (s *stream) accept(rec record) (holdfast.Position, error) {
+func (s *stream) accept(rec journal.Record) (holdfast.Position, error) {
 	rec.Position, rec.Time = s.opts.Writer.Next(), s.opts.Now()
-	if err := s.journal.append(rec); err != nil {
+	if err := s.journal.Append(rec); err != nil {
 		return 0, err
 	}
 	pos, err := s.toWriter(rec)
@@ -255,7 +256,7 @@ func (s *stream) mark(m vault.Mark) (holdfast.Position, error) {
 	if err != nil {
 		return 0, err
 	}
-	return s.accept(record{Kind: recordMark, Payload: b})
+	return s.accept(journal.Record{Kind: journal.Mark, Payload: b})
 }
 
 // setConsistent notes, as a mark, whether the positions from here on are each

@@ -212,7 +212,7 @@ func TestAcknowledgedSurvives(t *testing.T) {
 			t.Errorf("disk %s differs from what was acknowledged", id)
 		}
 	}
-	if n := s.journal.size(); n > 1<<10 {
+	if n := s.journal.Size(); n > 1<<10 {
 		t.Errorf("the journal still has %d bytes", n)
 	}
 }

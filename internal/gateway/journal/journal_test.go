@@ -1,4 +1,4 @@
-package gateway
+package journal
 
 import (
 	"bytes"
@@ -13,13 +13,13 @@ import (
 )
 
 // someRecords returns records of all kinds.
-func someRecords(n int) []record {
+func someRecords(n int) []Record {
 	rng := rand.New(rand.NewPCG(1, 2))
-	out := make([]record, n)
+	out := make([]Record, n)
 	for i := range out {
-		r := record{Kind: recordKind(1 + rng.IntN(4)), Disk: uint16(rng.IntN(3)), Position: holdfast.Position(i + 1),
+		r := Record{Kind: Kind(1 + rng.IntN(4)), Disk: uint16(rng.IntN(3)), Position: holdfast.Position(i + 1),
 			Time: time.Unix(1_700_000_000, int64(i)), Offset: int64(rng.IntN(100)) * 512, Length: 512}
-		if r.Kind == recordWrite || r.Kind == recordMark {
+		if r.Kind == Write || r.Kind == Mark {
 			r.Payload = make([]byte, 1+rng.IntN(900))
 			for k := range r.Payload {
 				r.Payload[k] = byte(rng.Uint32())
@@ -30,7 +30,7 @@ func someRecords(n int) []record {
 	return out
 }
 
-func same(a, b record) bool {
+func same(a, b Record) bool {
 	return a.Kind == b.Kind && a.Disk == b.Disk && a.Position == b.Position && a.Time.Equal(b.Time) &&
 		a.Offset == b.Offset && a.Length == b.Length && bytes.Equal(a.Payload, b.Payload)
 }
@@ -71,18 +71,18 @@ func TestJournalCutAnywhere(t *testing.T) {
 func TestJournalReleasesFiles(t *testing.T) {
 	t.Parallel()
 	fs := vfs.NewMem()
-	j, err := openJournal(fs, "j", func(record) error { t.Fatal("an empty journal has a record"); return nil })
+	j, err := Open(fs, "j", func(Record) error { t.Fatal("an empty journal has a record"); return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
 	records := someRecords(30)
 	for i, r := range records {
 		if i%10 == 0 {
-			if err := j.rotate(); err != nil {
+			if err := j.Rotate(); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := j.append(r); err != nil {
+		if err := j.Append(r); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -90,7 +90,7 @@ func TestJournalReleasesFiles(t *testing.T) {
 		upTo  holdfast.Position
 		files int
 	}{{9, 3}, {10, 2}, {19, 2}, {29, 1}, {30, 1}} {
-		if err := j.release(c.upTo); err != nil {
+		if err := j.Release(c.upTo); err != nil {
 			t.Fatal(err)
 		}
 		names, err := fs.List("j")
@@ -98,8 +98,8 @@ func TestJournalReleasesFiles(t *testing.T) {
 			t.Errorf("released up to %d: files %v (%v), want %d", c.upTo, names, err, c.files)
 		}
 	}
-	var got []record
-	if _, err := openJournal(fs, "j", func(r record) error { got = append(got, r); return nil }); err != nil {
+	var got []Record
+	if _, err := Open(fs, "j", func(r Record) error { got = append(got, r); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if len(got) != 10 || !same(got[0], records[20]) {
@@ -111,25 +111,25 @@ func TestJournalReleasesFiles(t *testing.T) {
 func TestJournalFull(t *testing.T) {
 	t.Parallel()
 	fs := vfs.NewMem()
-	j, err := openJournal(fs, "j", nil)
+	j, err := Open(fs, "j", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	records := someRecords(3)
-	if err := j.append(records[0]); err != nil {
+	if err := j.Append(records[0]); err != nil {
 		t.Fatal(err)
 	}
-	records[1].Kind, records[1].Payload = recordWrite, bytes.Repeat([]byte("full"), 10_000)
+	records[1].Kind, records[1].Payload = Write, bytes.Repeat([]byte("full"), 10_000)
 	fs.SetLimit(16 << 10)
-	if err := j.append(records[1]); err == nil {
+	if err := j.Append(records[1]); err == nil {
 		t.Fatal("a full disk took a record")
 	}
 	fs.SetLimit(1 << 30)
-	if err := j.append(records[1]); err != nil {
+	if err := j.Append(records[1]); err != nil {
 		t.Fatal(err)
 	}
-	var got []record
-	if _, err := openJournal(fs, "j", func(r record) error { got = append(got, r); return nil }); err != nil {
+	var got []Record
+	if _, err := Open(fs, "j", func(r Record) error { got = append(got, r); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if len(got) != 2 || !same(got[1], records[1]) {
@@ -154,8 +154,8 @@ func FuzzReadRecord(f *testing.F) {
 				}
 				return
 			}
-			if again := appendRecord(nil, rec); len(again) != recordHeader+len(rec.Payload) {
-				t.Fatalf("a record of %d bytes encodes to %d", recordHeader+len(rec.Payload), len(again))
+			if again := appendRecord(nil, rec); len(again) != HeaderSize+len(rec.Payload) {
+				t.Fatalf("a record of %d bytes encodes to %d", HeaderSize+len(rec.Payload), len(again))
 			}
 		}
 	})

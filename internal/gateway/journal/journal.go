@@ -1,4 +1,6 @@
-package gateway
+// Package journal keeps, in files, what a gateway has acknowledged and the vault
+// has not yet: it survives the death of the process.
+package journal
 
 import (
 	"encoding/binary"
@@ -16,29 +18,30 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/vfs"
 )
 
-// recordKind says what a journal record holds.
-type recordKind uint8
+// Kind says what a journal record holds.
+type Kind uint8
 
+// The kinds of records.
 const (
-	recordWrite recordKind = 1
-	recordZero  recordKind = 2
-	recordHole  recordKind = 3
-	recordMark  recordKind = 4 // payload: the mark as JSON
+	Write Kind = 1
+	Zero  Kind = 2
+	Hole  Kind = 3
+	Mark  Kind = 4 // payload: the mark as JSON
 )
 
-// record is one entry of the journal: what the sequencer gave to the vault's
+// Record is one entry of the journal: what the sequencer gave to the vault's
 // writer, in order.
-type record struct {
-	Kind     recordKind
+type Record struct {
+	Kind     Kind
 	Disk     uint16 // index in the stream's list of disks
 	Position holdfast.Position
 	Time     time.Time
 	Offset   int64
 	Length   int64
-	Payload  []byte // recordWrite: Length bytes; recordMark: JSON; else empty
+	Payload  []byte // Write: Length bytes; Mark: JSON; else empty
 }
 
-// A journal record is a header of recordHeader bytes, little endian, and the
+// A journal record is a header of HeaderSize bytes, little endian, and the
 // payload:
 //
 //	0  4  CRC-32C of all that follows
@@ -52,17 +55,17 @@ type record struct {
 //	32 8  offset
 //	40 8  length
 const (
-	recordHeader  = 48
+	HeaderSize    = 48
 	maxPayload    = 64 << 20
 	journalSuffix = ".journal"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// journal keeps what was acknowledged and is not yet in the vault, in files
+// Journal keeps what was acknowledged and is not yet in the vault, in files
 // that are removed as a whole once the vault or the spool has their last
 // position. It is not safe for concurrent use: the sequencer's lock guards it.
-type journal struct {
+type Journal struct {
 	fs    vfs.FS
 	dir   string
 	file  vfs.File
@@ -77,10 +80,10 @@ type journalFile struct {
 	size int64
 }
 
-// openJournal finds the journal's files in dir and returns their records, in
+// Open finds the journal's files in dir and returns their records, in
 // order, through replay. A torn record at the very end was never acknowledged
-// and is left out; any other that is not whole is damage, and errAccount.
-func openJournal(fsys vfs.FS, dir string, replay func(record) error) (*journal, error) {
+// and is left out; any other that is not whole is damage, and ErrAccount.
+func Open(fsys vfs.FS, dir string, replay func(Record) error) (*Journal, error) {
 	if err := fsys.MkdirAll(dir); err != nil {
 		return nil, fmt.Errorf("open journal %s: %w", dir, err)
 	}
@@ -88,7 +91,7 @@ func openJournal(fsys vfs.FS, dir string, replay func(record) error) (*journal, 
 	if err != nil {
 		return nil, fmt.Errorf("open journal %s: %w", dir, err)
 	}
-	j := &journal{fs: fsys, dir: dir}
+	j := &Journal{fs: fsys, dir: dir}
 	names = slices.DeleteFunc(names, func(name string) bool { return !strings.HasSuffix(name, journalSuffix) })
 	for i, name := range names {
 		f := journalFile{name: name}
@@ -97,7 +100,7 @@ func openJournal(fsys vfs.FS, dir string, replay func(record) error) (*journal, 
 			err = nil
 		}
 		if errors.Is(err, errTorn) {
-			err = fmt.Errorf("%w: %w", errAccount, err)
+			err = fmt.Errorf("%w: %w", ErrAccount, err)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("replay journal %s: %w", path.Join(dir, name), err)
@@ -108,9 +111,9 @@ func openJournal(fsys vfs.FS, dir string, replay func(record) error) (*journal, 
 }
 
 // replayFile hands on the records of one file. It fails with errTorn if the last
-// one was not written as a whole, and with errAccount if a record was damaged
+// one was not written as a whole, and with ErrAccount if a record was damaged
 // later.
-func (j *journal) replayFile(jf *journalFile, replay func(record) error) error {
+func (j *Journal) replayFile(jf *journalFile, replay func(Record) error) error {
 	f, err := j.fs.Open(path.Join(j.dir, jf.name))
 	if err != nil {
 		return err
@@ -127,13 +130,13 @@ func (j *journal) replayFile(jf *journalFile, replay func(record) error) error {
 			return nil
 		}
 		if errors.Is(err, errTorn) && recordAfter(f, jf.size+1, size, jf.last) {
-			return fmt.Errorf("%w: record at %d is damaged", errAccount, jf.size)
+			return fmt.Errorf("%w: record at %d is damaged", ErrAccount, jf.size)
 		}
 		if err != nil {
 			return err
 		}
 		jf.last = rec.Position
-		jf.size += int64(recordHeader + len(rec.Payload))
+		jf.size += int64(HeaderSize + len(rec.Payload))
 		if err := replay(rec); err != nil {
 			return err
 		}
@@ -147,43 +150,43 @@ func recordAfter(f io.ReaderAt, off, size int64, last holdfast.Position) bool {
 	if _, err := f.ReadAt(rest, off); err != nil && !errors.Is(err, io.EOF) {
 		return true // not known
 	}
-	for ; len(rest) >= recordHeader; rest = rest[1:] {
+	for ; len(rest) >= HeaderSize; rest = rest[1:] {
 		n := int64(binary.LittleEndian.Uint32(rest[4:]))
 		pos := holdfast.Position(binary.LittleEndian.Uint64(rest[16:]))
-		if n > maxPayload || n > int64(len(rest)-recordHeader) || pos <= last || pos > last+1<<32 {
+		if n > maxPayload || n > int64(len(rest)-HeaderSize) || pos <= last || pos > last+1<<32 {
 			continue
 		}
-		if crc32.Checksum(rest[4:recordHeader+n], castagnoli) == binary.LittleEndian.Uint32(rest) {
+		if crc32.Checksum(rest[4:HeaderSize+n], castagnoli) == binary.LittleEndian.Uint32(rest) {
 			return true
 		}
 	}
 	return false
 }
 
-// errAccount says that the gateway's own account of what it has acknowledged is
+// ErrAccount says that the gateway's own account of what it has acknowledged is
 // damaged: source and vault have to be compared.
-var errAccount = errors.New("the gateway's account of changes is damaged")
+var ErrAccount = errors.New("the gateway's account of changes is damaged")
 
 // errTorn says that a record is not whole.
 var errTorn = errors.New("torn journal record")
 
 // readRecord decodes one record. It returns io.EOF at the end, errTorn for one
-// that the file ends in, and errAccount for one that is there and not what was
+// that the file ends in, and ErrAccount for one that is there and not what was
 // written.
-func readRecord(r io.Reader) (record, error) {
-	var h [recordHeader]byte
+func readRecord(r io.Reader) (Record, error) {
+	var h [HeaderSize]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
-			return record{}, errTorn
+			return Record{}, errTorn
 		}
-		return record{}, err
+		return Record{}, err
 	}
 	n := binary.LittleEndian.Uint32(h[4:])
 	if n > maxPayload {
-		return record{}, fmt.Errorf("%w: a record of %d bytes", errAccount, n)
+		return Record{}, fmt.Errorf("%w: a record of %d bytes", ErrAccount, n)
 	}
-	rec := record{
-		Kind:     recordKind(h[8]),
+	rec := Record{
+		Kind:     Kind(h[8]),
 		Disk:     binary.LittleEndian.Uint16(h[10:]),
 		Position: holdfast.Position(binary.LittleEndian.Uint64(h[16:])),
 		Time:     time.Unix(0, int64(binary.LittleEndian.Uint64(h[24:]))),
@@ -193,20 +196,20 @@ func readRecord(r io.Reader) (record, error) {
 	}
 	if _, err := io.ReadFull(r, rec.Payload); err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return record{}, errTorn
+			return Record{}, errTorn
 		}
-		return record{}, err
+		return Record{}, err
 	}
 	sum := crc32.Update(crc32.Checksum(h[4:], castagnoli), castagnoli, rec.Payload)
 	if sum != binary.LittleEndian.Uint32(h[:]) {
-		return record{}, fmt.Errorf("%w: a record's checksum is wrong", errAccount)
+		return Record{}, fmt.Errorf("%w: a record's checksum is wrong", ErrAccount)
 	}
 	return rec, nil
 }
 
-// append writes one record, so that it survives the death of the process. On an
+// Append writes one record, so that it survives the death of the process. On an
 // error the file is cut back to the record before, and nothing was kept.
-func (j *journal) append(rec record) error {
+func (j *Journal) Append(rec Record) error {
 	if j.file == nil {
 		if err := j.create(rec.Position); err != nil {
 			return err
@@ -223,8 +226,8 @@ func (j *journal) append(rec record) error {
 	return nil
 }
 
-func appendRecord(b []byte, rec record) []byte {
-	var h [recordHeader]byte
+func appendRecord(b []byte, rec Record) []byte {
+	var h [HeaderSize]byte
 	binary.LittleEndian.PutUint32(h[4:], uint32(len(rec.Payload)))
 	h[8] = byte(rec.Kind)
 	binary.LittleEndian.PutUint16(h[10:], rec.Disk)
@@ -237,7 +240,7 @@ func appendRecord(b []byte, rec record) []byte {
 	return append(append(b, h[:]...), rec.Payload...)
 }
 
-func (j *journal) create(first holdfast.Position) error {
+func (j *Journal) create(first holdfast.Position) error {
 	name := first.String() + journalSuffix
 	f, err := j.fs.Create(path.Join(j.dir, name))
 	if err != nil {
@@ -248,8 +251,8 @@ func (j *journal) create(first holdfast.Position) error {
 	return nil
 }
 
-// rotate lets the next record begin a new file.
-func (j *journal) rotate() error {
+// Rotate lets the next record begin a new file.
+func (j *Journal) Rotate() error {
 	if j.file == nil {
 		return nil
 	}
@@ -258,8 +261,8 @@ func (j *journal) rotate() error {
 	return err
 }
 
-// release removes the closed files whose records are all at or before last.
-func (j *journal) release(last holdfast.Position) error {
+// Release removes the closed files whose records are all at or before last.
+func (j *Journal) Release(last holdfast.Position) error {
 	for len(j.files) > 0 {
 		if j.files[0].last > last || (len(j.files) == 1 && j.file != nil) {
 			return nil
@@ -273,8 +276,8 @@ func (j *journal) release(last holdfast.Position) error {
 	return nil
 }
 
-// size returns the bytes that the journal holds.
-func (j *journal) size() int64 {
+// Size returns the bytes that the journal holds.
+func (j *Journal) Size() int64 {
 	var n int64
 	for _, f := range j.files {
 		n += f.size

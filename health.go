@@ -45,6 +45,7 @@ const (
 	CodeVaultFull          Code = "HF1201"
 	CodeVaultUnreachable   Code = "HF1202"
 	CodeVaultDamaged       Code = "HF1203"
+	CodeChangeLost         Code = "HF1204"
 	CodeSourceOff          Code = "HF1301"
 	CodeSourceUnreachable  Code = "HF1302"
 	CodeDiskResized        Code = "HF1303"
@@ -114,6 +115,9 @@ func Findings() []Finding {
 		f(CodeVaultDamaged, "vault_damaged", SeverityCritical, "Data in the vault is damaged",
 			"Something changed or lost objects after they were written",
 			"Run holdfast vault verify: it names the recovery points that are touched, and puts back what the vault's copy has. Without a copy recover to an earlier point, then resync"),
+		f(CodeChangeLost, "change_lost", SeverityCritical, "The vault had not all that the machine has on its disks",
+			"A change did not go by the way on which replication sees it: somebody wrote to the disk beside the machine, or Holdfast or QEMU has an error",
+			"The disk was compared as a whole and what differed was sent: points from now on are right, older ones may lack the change. Find out who wrote to the disk; if nobody did, report it. Run holdfast item compare: the finding goes when a whole comparison has found nothing"),
 		f(CodeSourceOff, "source_off", SeverityInfo, "The machine is off",
 			"Somebody shut it down; nothing is written, so nothing is lost",
 			"Nothing is to be done; replication goes on when the machine is started"),
@@ -203,6 +207,7 @@ type Observation struct {
 	VaultFull          string
 	VaultUnreachable   string
 	VaultDamaged       string
+	ChangeLost         string
 	SourceUnreachable  string
 	SourceOff          bool
 	DiskResized        string
@@ -259,6 +264,7 @@ func (it Item) Assess(o Observation, now time.Time) []Finding {
 	add(o.VaultFull != "", CodeVaultFull, "%s", o.VaultFull)
 	add(o.VaultUnreachable != "", CodeVaultUnreachable, "%s", o.VaultUnreachable)
 	add(o.VaultDamaged != "", CodeVaultDamaged, "%s", o.VaultDamaged)
+	add(o.ChangeLost != "", CodeChangeLost, "%s", o.ChangeLost)
 	add(o.SourceUnreachable != "", CodeSourceUnreachable, "%s", o.SourceUnreachable)
 	add(o.SourceOff, CodeSourceOff, "")
 	add(o.DiskResized != "", CodeDiskResized, "%s", o.DiskResized)

@@ -125,6 +125,29 @@ type Replication struct {
 	StoredBytes    int64         `json:"stored_bytes" doc:"What it takes in the vault"`
 	SentBytes      int64         `json:"sent_bytes" doc:"What went to the vault over the network"`
 	LastReceivedAt time.Time     `json:"last_received_at,omitzero" doc:"When the source was last heard of"`
+	Comparison     *Comparison   `json:"comparison,omitempty" doc:"How far the machine's disks are compared with the vault, while it runs; missing if that is not known"`
+}
+
+// Comparison is how far the disks of a running machine are compared with the vault.
+type Comparison struct {
+	BeganAt     time.Time    `json:"began_at" doc:"When this round began"`
+	Done        int64        `json:"done_bytes" doc:"Compared in this round"`
+	Total       int64        `json:"total_bytes" doc:"All disks"`
+	Skipped     int64        `json:"skipped_bytes" doc:"Of that, written at that very moment and therefore not compared"`
+	CompletedAt time.Time    `json:"completed_at,omitzero" doc:"When the last whole round that found nothing ended; missing: none has"`
+	Rounds      int          `json:"rounds" doc:"Rounds that have ended"`
+	Lost        []LostChange `json:"lost,omitempty" nullable:"false" doc:"What the vault had not, oldest first"`
+	Problem     string       `json:"problem,omitempty" doc:"Why nothing can be compared at the moment"`
+}
+
+// LostChange is a change that the vault had not.
+type LostChange struct {
+	Disk    string    `json:"disk" doc:"The disk"`
+	Offset  int64     `json:"offset" doc:"Where the first difference is, in bytes"`
+	Bytes   int64     `json:"bytes" doc:"How much differed"`
+	FoundAt time.Time `json:"found_at" doc:"When it was found"`
+	Healed  bool      `json:"healed" doc:"The vault has it now"`
+	Since   time.Time `json:"since,omitzero" doc:"When all was still right; missing: it was never compared before"`
 }
 
 // DiskSync is how far the copy of one disk is.

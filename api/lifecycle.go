@@ -86,6 +86,9 @@ type Pause struct {
 	Duration int64 `json:"duration,omitempty" minimum:"60" maximum:"604800" doc:"For how many seconds; empty: one hour. Then replication goes on by itself"`
 }
 
+// CompareItem asks for an item's disks to be compared with the vault now.
+type CompareItem struct{}
+
 // Resume asks for a pause to end.
 type Resume struct{}
 

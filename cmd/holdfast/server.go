@@ -76,6 +76,7 @@ makes new ones.`,
 	f.DurationVar(&o.copyEvery, "vault-copy-every", time.Minute, "how often what is new goes to the copy")
 	f.DurationVar(&o.scrub.Every, "verify-every", 7*24*time.Hour, "how often to read all of the vault and check it; 0: never (default for S3 and Azure: never, because that may cost money)")
 	f.Int64Var(&o.scrub.Rate, "verify-rate", 50, "MiB per second that are read for that at most; 0: no limit")
+	f.DurationVar(&o.scrub.Sources, "compare-every", 7*24*time.Hour, "the time in which all disks of each running machine are compared with the vault once; 0: only with holdfast item compare")
 	f.StringVar(&o.keyFile, "vault-key", "", "file with the vault's key (default: vault.key in the state directory)")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "address of the API")
 	f.StringSliceVar(&o.hosts, "host", nil, "names and addresses by which clients reach the server, for its certificate")
@@ -216,7 +217,7 @@ func newParts(ctx context.Context, o serverOptions, p parts) (*parts, error) {
 	p.http, err = httpd.New(httpd.Options{
 		Addr: o.listen, TLS: p.tls.ServerTLS(), Tokens: p.tokens, Logger: p.log, Version: version(),
 		Service: httpd.Service{Sites: p.orch, Machines: p.orch, Items: p.orch, Points: p.orch, Policies: p.orch, Jobs: p.orch, Vault: p.orch, Events: events, Health: p.orch,
-			Tests: p.orch, Failovers: p.orch, Replications: p.orch, Plans: p.plans, Runs: p.plans, Groups: p.orch, Reports: p.plans},
+			Tests: p.orch, Failovers: p.orch, Replications: p.orch, Comparisons: p.orch, Plans: p.plans, Runs: p.plans, Groups: p.orch, Reports: p.plans},
 	})
 	return &p, err
 }

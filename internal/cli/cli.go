@@ -137,7 +137,7 @@ func (a *app) root() *cobra.Command {
 		a.login(), a.version(), a.status(), a.protect(), a.failover(),
 		group("site", "Places with machines", a.siteAdd(), a.siteList(), a.siteRemove()),
 		group("machine", "What could be protected", a.machineList()),
-		group("item", "Machines under protection", a.itemList(), a.itemShow(), a.itemPolicy(), a.itemHold(), a.itemPause(), a.itemResume(), a.itemDisable()),
+		group("item", "Machines under protection", a.itemList(), a.itemShow(), a.itemPolicy(), a.itemHold(), a.itemPause(), a.itemResume(), a.itemCompare(), a.itemDisable()),
 		group("timeline", "The timelines of an item's history", a.timelineList()),
 		group("point", "What an item can be recovered to", a.pointList(), a.pointCreate(), a.pointPin(), a.pointUnpin()),
 		group("job", "Work that goes on or went on", a.jobList(), a.jobShow(), a.jobWatch(), a.jobCancel(), a.jobAnswer(), a.jobScreenshot()),

@@ -122,6 +122,7 @@ func (a *app) printReplication(w io.Writer, i api.Item) {
 		"Newest", newest,
 		"Source heard", heard,
 		"Arriving", size(int64(r.Rate))+"/s",
+		"Compared", a.comparison(r.Comparison),
 		"Bytes", fmt.Sprintf("%s received, %s sent, %s stored", size(r.ReceivedBytes), size(r.SentBytes), size(r.StoredBytes)),
 	)
 	if done, total := syncTotal(r); total > 0 && done < total {
@@ -129,6 +130,29 @@ func (a *app) printReplication(w io.Writer, i api.Item) {
 			fmt.Fprintf(w, "  disk %s: %s of %s (%s)\n", plain(d.ID), size(d.Done), size(d.Total), percent(d.Done, d.Total))
 		}
 	}
+}
+
+// comparison says how far the machine's disks are compared with the vault.
+func (a *app) comparison(c *api.Comparison) string {
+	if c == nil {
+		return ""
+	}
+	text := "never yet as a whole"
+	if !c.CompletedAt.IsZero() {
+		text = "all of it, without a difference, " + a.ago(c.CompletedAt)
+	}
+	if c.Done < c.Total {
+		text += fmt.Sprintf("; %s of this round", percent(c.Done, c.Total))
+	}
+	for _, l := range c.Lost {
+		if l.FoundAt.After(c.CompletedAt) {
+			return a.out.red(fmt.Sprintf("%s of disk %s were not in the vault, found %s", size(l.Bytes), plain(l.Disk), a.ago(l.FoundAt)))
+		}
+	}
+	if c.Problem != "" {
+		text += "; it waits: " + plain(c.Problem)
+	}
+	return text
 }
 
 func (a *app) printRecovery(w io.Writer, r api.Recovery) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/gateway/clock"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/vfs"
 )
@@ -84,11 +85,11 @@ func TestConfirm(t *testing.T) {
 // TestMarkAll marks several streams at once, or none.
 func TestMarkAll(t *testing.T) {
 	t.Parallel()
-	clock, err := openClock(vfs.NewMem(), "/g", hostClock{time.Now, uptime})
+	cl, err := clock.Open(vfs.NewMem(), "/g", clock.OfHost())
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &Ingest{streams: map[holdfast.StreamID]*served{}, clock: clock}
+	g := &Ingest{streams: map[holdfast.StreamID]*served{}, clock: cl}
 	var ids []holdfast.StreamID
 	var all []*stream
 	for range 3 {

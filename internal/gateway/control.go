@@ -12,6 +12,7 @@ import (
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/scrub"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
@@ -118,6 +119,7 @@ func (g *Ingest) Handler() http.Handler {
 		return sv.point(r.Context(), req)
 	}))
 	g.handleGroup(mux)
+	g.handleCompare(mux)
 	g.handleHolds(mux)
 	return mux
 }
@@ -241,6 +243,7 @@ var controlCodes = map[string]error{
 	"fenced":      vault.ErrFenced,
 	"not_found":   ErrUnknownOrder,
 	"not_held":    ErrNotHeld,
+	"not_now":     scrub.ErrNotNow,
 }
 
 func reply(w http.ResponseWriter, v any, err error) {

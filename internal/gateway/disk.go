@@ -41,6 +41,8 @@ type disk struct {
 	baseAt  holdfast.Position
 	ready   bool
 	changed block.Set
+
+	compared *comparison // with the vault, while it is written; nil: not
 }
 
 // baseImage is what the vault has of a disk.
@@ -162,6 +164,7 @@ func (d *disk) mayWrite(ctx context.Context) error {
 }
 
 func (d *disk) write(p []byte, off int64) error {
+	d.wrote(off, int64(len(p)))
 	_, err := d.s.accept(journal.Record{Kind: journal.Write, Disk: d.index, Offset: off, Length: int64(len(p)), Payload: p})
 	if err != nil {
 		d.s.log.Error("write cannot be kept, the source is cut off", "disk", d.id, "error", err)
@@ -261,6 +264,7 @@ func (d *disk) zeroNew(ctx context.Context, e block.Extent, punch bool) error {
 }
 
 func (d *disk) zero(e block.Extent, punch bool) error {
+	d.wrote(e.Offset, e.Length)
 	kind := journal.Zero
 	if punch {
 		kind = journal.Hole

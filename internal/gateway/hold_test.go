@@ -9,6 +9,7 @@ import (
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/gateway/clock"
 	"github.com/holdfast-dr/holdfast/internal/nbd"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 	"github.com/holdfast-dr/holdfast/internal/vfs"
@@ -25,7 +26,7 @@ type island struct {
 func newIsland(t *testing.T, ahead time.Duration) *island {
 	t.Helper()
 	wall := func() time.Time { return time.Now().Add(ahead) }
-	clock, err := openClock(vfs.NewMem(), "/g", hostClock{wall, uptime})
+	cl, err := clock.Open(vfs.NewMem(), "/g", clock.Host{Wall: wall, Up: func() time.Duration { return time.Hour }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +34,7 @@ func newIsland(t *testing.T, ahead time.Duration) *island {
 	s := r.open(Tuning{})
 	t.Cleanup(r.run(s))
 	r.inSync(s, 1)
-	i := &island{rig: r, s: s, g: &Ingest{streams: map[holdfast.StreamID]*served{r.id: {stream: s, done: make(chan struct{})}}, clock: clock}}
+	i := &island{rig: r, s: s, g: &Ingest{streams: map[holdfast.StreamID]*served{r.id: {stream: s, done: make(chan struct{})}}, clock: cl}}
 	i.disk = nbd.WithConn(t.Context(), &nbd.Conn{ID: 1, Export: "vda"})
 	return i
 }

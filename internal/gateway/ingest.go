@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/gateway/clock"
 	"github.com/holdfast-dr/holdfast/internal/gateway/journal"
 	"github.com/holdfast-dr/holdfast/internal/nbd"
 	"github.com/holdfast-dr/holdfast/internal/objstore"
@@ -42,7 +43,7 @@ type Ingest struct {
 	mu      sync.Mutex
 	streams map[holdfast.StreamID]*served
 	group   *errgroup.Group
-	clock   *clock
+	clock   *clock.Clock
 	holds   holds
 	ctx     func() context.Context // the run's context, for what Open starts
 }
@@ -67,15 +68,15 @@ func NewIngest(o IngestOptions) *Ingest {
 // Run serves the control socket until ctx ends, and then ends every stream.
 // What was acknowledged stays in the journals.
 func (g *Ingest) Run(ctx context.Context, control net.Listener) error {
-	clock, err := openClock(g.fs, g.opts.Dir, hostClock{time.Now, uptime})
+	cl, err := clock.Open(g.fs, g.opts.Dir, clock.OfHost())
 	if err != nil {
 		return err
 	}
-	defer clock.file.Close()
+	defer cl.Close()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return g.keepClock(ctx, clock) })
+	group.Go(func() error { return g.keepClock(ctx, cl) })
 	g.mu.Lock()
-	g.clock = clock
+	g.clock = cl
 	g.group, g.ctx = group, func() context.Context { return ctx }
 	g.mu.Unlock()
 	srv := &http.Server{Handler: g.Handler(), ReadHeaderTimeout: 5 * time.Second}
@@ -93,10 +94,10 @@ func (g *Ingest) Run(ctx context.Context, control net.Listener) error {
 }
 
 // keepClock keeps the newest time that was given until ctx ends.
-func (g *Ingest) keepClock(ctx context.Context, c *clock) error {
+func (g *Ingest) keepClock(ctx context.Context, c *clock.Clock) error {
 	failing := false
-	for sleep(ctx, clockKeep) {
-		err := c.keep()
+	for sleep(ctx, clock.KeepEvery) {
+		err := c.Keep()
 		if failing != (err != nil) {
 			g.log.Warn("the gateway's clock stands still when it is not kept", "error", err)
 		}

@@ -12,6 +12,7 @@ import (
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/objstore"
 	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/scrub"
 )
 
 // VaultRef says where a vault is and how to open it. It is secret.
@@ -58,6 +59,9 @@ type Order struct {
 	// PausedUntil is until when the machine is left alone: no mirror runs, so that
 	// others can resize, back up or snapshot its disks. Zero: not.
 	PausedUntil time.Time `json:"paused_until,omitzero"`
+	// ScrubEvery is the time in which all disks are compared with the vault once, while
+	// the machine runs; 0: only when asked.
+	ScrubEvery time.Duration `json:"scrub_every,omitempty"`
 }
 
 // Validate returns what is wrong with an order.
@@ -113,6 +117,8 @@ type Status struct {
 	// Stalls counts how often the ingest process was killed because it did not
 	// answer within the bound.
 	Stalls int `json:"stalls"`
+	// Scrub is how far the disks are compared with the vault.
+	Scrub scrub.State `json:"scrub,omitzero"`
 }
 
 // DiskStatus is how the replication of one disk fares.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/internal/capture"
 	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/scrub"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
@@ -24,6 +25,7 @@ type replication struct {
 	log       *slog.Logger
 	ingest    *ingestClient
 	openAgain chan struct{}
+	resyncs   chan chan error
 	cancel    context.CancelFunc
 	done      chan struct{}
 
@@ -36,11 +38,12 @@ type replication struct {
 	pause  string // that the machine is left alone, and until when; empty: it is not
 	quiet  bool   // it is left alone already
 	looked look
+	scrub  *scrub.Runner // nil: not begun
 }
 
 func newReplication(s *Supervisor, o Order) *replication {
 	return &replication{
-		sup: s, order: o, log: s.log.With("item", o.Item), openAgain: make(chan struct{}, 1),
+		sup: s, order: o, log: s.log.With("item", o.Item), openAgain: make(chan struct{}, 1), resyncs: make(chan chan error),
 		cancel: func() {}, done: make(chan struct{}),
 		ingest: newIngestClient(s.child.socket, o),
 	}
@@ -57,6 +60,7 @@ func (r *replication) run(ctx context.Context) error {
 	g.Go(func() error { return r.keepOpen(ctx, opened) })
 	g.Go(func() error { return r.keepMirror(ctx, opened) })
 	g.Go(func() error { return r.keepLooking(ctx) })
+	g.Go(func() error { return r.keepScrub(ctx) })
 	if err := g.Wait(); err != nil && ctx.Err() == nil {
 		r.log.Error("replication ended", "error", err)
 	}
@@ -124,6 +128,10 @@ func (r *replication) keepMirror(ctx context.Context, opened <-chan bool) error 
 		select {
 		case <-ctx.Done():
 			return nil
+		case done := <-r.resyncs:
+			running.end()
+			done <- r.detach(ctx)
+			running = r.startMirror(ctx)
 		case fresh := <-opened:
 			if !fresh && running != nil {
 				continue
@@ -295,6 +303,10 @@ func (r *replication) unpaused(ctx context.Context) Status {
 	st.Stalls = stalls
 	r.mu.Lock()
 	mirror := r.mirror
+	if r.scrub != nil {
+		st.Scrub = r.scrub.State()
+		st.Scrub.Suspected = nil // many, and of no use to others
+	}
 	st.Machine, st.Quiet = r.looked.hash, r.quiet
 	if r.err != nil {
 		st.Code, st.Problem, st.Since = r.code, r.err.Error(), r.since

@@ -49,6 +49,7 @@ type Supervisor struct {
 	opts  SupervisorOptions
 	log   *slog.Logger
 	child *child
+	slots chan struct{} // of comparisons
 
 	// mu guards jobs.
 	mu   sync.Mutex
@@ -70,7 +71,7 @@ func NewSupervisor(o SupervisorOptions) (*Supervisor, error) {
 			return nil, fmt.Errorf("gateway state directory: %w", err)
 		}
 	}
-	s := &Supervisor{opts: o, log: o.Logger, jobs: map[string]*replication{}}
+	s := &Supervisor{opts: o, log: o.Logger, jobs: map[string]*replication{}, slots: make(chan struct{}, scrubsAtOnce)}
 	s.child = &child{
 		command: func(control string) *exec.Cmd { return o.Command(o.Dir, control) },
 		socket:  childSocket(o.Dir), bound: o.Bound, log: o.Logger, started: s.reopen,
@@ -215,8 +216,10 @@ func (s *Supervisor) Withdraw(ctx context.Context, item string) error {
 	if err := r.end(ctx); err != nil {
 		s.log.Warn("machine is not left as it was found", "item", item, "error", err)
 	}
-	if err := os.Remove(s.orderFile(item)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("withdraw order: %w", err)
+	for _, name := range []string{s.orderFile(item), s.scrubFile(r.order)} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("withdraw order: %w", err)
+		}
 	}
 	return nil
 }
@@ -293,6 +296,7 @@ func (s *Supervisor) Handler() http.Handler {
 		reply(w, out, err)
 	})
 	s.handleGroup(mux)
+	s.handleScrub(mux)
 	s.handleHolds(mux)
 	s.handleScripts(mux)
 	return mux

@@ -56,6 +56,7 @@ func lifecycleRoutes(b *builder) {
 	itemJob(b, "make-point", svc.Points.MakePoint, nil)
 	itemJob(b, "pause-item", svc.Replications.Pause, nil)
 	itemJob(b, "resume-item", svc.Replications.Resume, nil)
+	itemJob(b, "compare-item", svc.Comparisons.CompareItem, nil)
 	itemJob(b, "cancel-item", svc.Replications.CancelItem, nil)
 	type pinInput struct {
 		ItemPath

@@ -57,6 +57,7 @@ func routes() []route {
 		{"resync-item", post, "/v1/items/{item}/resync", auth.RoleOperator, taken, "Compare source and vault, and send what differs"},
 		{"pause-item", post, "/v1/items/{item}/pause", auth.RoleOperator, taken, "Leave a machine alone for a time"},
 		{"resume-item", post, "/v1/items/{item}/resume", auth.RoleOperator, taken, "End a pause"},
+		{"compare-item", post, "/v1/items/{item}/compare", auth.RoleOperator, taken, "Compare a running machine's disks with the vault"},
 		{"pin-point", post, "/v1/items/{item}/pin", auth.RoleOperator, ok, "Keep a recovery point, or no longer"},
 		{"change-policy", post, "/v1/items/{item}/policy", auth.RoleOperator, ok, "Give an item another policy"},
 		{"hold-item", post, "/v1/items/{item}/hold", auth.RoleAdmin, ok, "Hold the history of an item, or release it"},

@@ -55,6 +55,7 @@ func permissions() []permission {
 		{"POST /v1/items/{item}/pin", auth.RoleOperator, "/v1/items/web1/pin", api.PinPoint{Point: "p"}, ok},
 		{"POST /v1/items/{item}/pause", auth.RoleOperator, "/v1/items/web1/pause", api.Pause{Duration: 600}, taken},
 		{"POST /v1/items/{item}/resume", auth.RoleOperator, "/v1/items/web1/resume", api.Resume{}, taken},
+		{"POST /v1/items/{item}/compare", auth.RoleOperator, "/v1/items/web1/compare", api.CompareItem{}, taken},
 		{"POST /v1/items/{item}/cancel", auth.RoleOperator, "/v1/items/web1/cancel", api.CancelItem{}, taken},
 		{"POST /v1/items/{item}/check", auth.RoleViewer, "/v1/items/web1/check", api.CheckOperation{Operation: "commit"}, ok},
 		{"GET /v1/jobs", auth.RoleViewer, "/v1/jobs?state=active", nil, ok},

@@ -85,7 +85,7 @@ func New(opts Options) (*Server, error) {
 	opts.applyDefaults()
 	svc := opts.Service
 	if svc.Sites == nil || svc.Machines == nil || svc.Items == nil || svc.Points == nil || svc.Policies == nil || svc.Jobs == nil ||
-		svc.Vault == nil || svc.Events == nil || svc.Health == nil || svc.Tests == nil || svc.Failovers == nil || svc.Replications == nil || svc.Plans == nil || svc.Runs == nil || svc.Groups == nil || svc.Reports == nil || opts.Tokens == nil {
+		svc.Vault == nil || svc.Events == nil || svc.Health == nil || svc.Tests == nil || svc.Failovers == nil || svc.Replications == nil || svc.Comparisons == nil || svc.Plans == nil || svc.Runs == nil || svc.Groups == nil || svc.Reports == nil || opts.Tokens == nil {
 		return nil, errors.New("make http server: a role of the service is missing")
 	}
 	s := &Server{opts: opts, log: opts.Logger, ready: make(chan struct{}), stopping: make(chan struct{})}

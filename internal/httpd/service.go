@@ -29,6 +29,7 @@ type Service struct {
 	Tests        Tests
 	Failovers    Failovers
 	Replications Replications
+	Comparisons  Comparisons
 
 	Plans  Plans
 	Runs   Runs
@@ -123,6 +124,12 @@ type Replications interface {
 	Resume(ctx context.Context, item string, resume api.Resume) (api.Job, error)
 	// CancelItem cancels the job that works on the item, and returns it.
 	CancelItem(ctx context.Context, item string, cancel api.CancelItem) (api.Job, error)
+}
+
+// Comparisons show that what is replicated is what the machines have.
+type Comparisons interface {
+	// CompareItem starts the job that compares an item's disks with the vault.
+	CompareItem(ctx context.Context, item string, compare api.CompareItem) (api.Job, error)
 }
 
 // Sites are the places with machines.

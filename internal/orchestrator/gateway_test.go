@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-dr/holdfast/internal/provider"
 	"github.com/holdfast-dr/holdfast/internal/provider/providertest"
 	"github.com/holdfast-dr/holdfast/internal/script"
+	"github.com/holdfast-dr/holdfast/internal/scrub"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
@@ -50,6 +51,7 @@ type fakeReplication struct {
 	writer *vault.Writer
 	sent   int64
 	fenced bool
+	rounds int
 }
 
 func (g *fakeGateway) ready(ctx context.Context) error {
@@ -197,7 +199,7 @@ func (g *fakeGateway) Status(ctx context.Context, item string) (gateway.Status, 
 	if r == nil {
 		return gateway.Status{}, gateway.ErrUnknownOrder
 	}
-	st := gateway.Status{Item: item, Mode: string(holdfast.ModeContinuous), Consistent: !g.copies, Timeline: r.order.Timeline, Vault: r.order.Vault.Digest(), AsOf: time.Now()}
+	st := gateway.Status{Item: item, Mode: string(holdfast.ModeContinuous), Consistent: !g.copies, Timeline: r.order.Timeline, Vault: r.order.Vault.Digest(), AsOf: time.Now(), Scrub: scrub.State{Rounds: r.rounds, Total: 1, Done: 1}}
 	if m, err := g.fake(r.order).Site().Inventory.Machine(ctx, r.order.MachineID); err == nil {
 		st.Machine, _ = gateway.MachineHash(m)
 		for _, d := range m.Disks {
@@ -347,4 +349,19 @@ func (g addressedGateway) RunScript(ctx context.Context, call script.Call) (out 
 // CheckScript looks for it there.
 func (g addressedGateway) CheckScript(ctx context.Context, call script.Call) error {
 	return errors.Join(g.ready(ctx), g.scripts().Check(call))
+}
+
+// Scrub compares at once, and finds nothing.
+func (g *fakeGateway) Scrub(ctx context.Context, item string) (gateway.ScrubReply, error) {
+	if err := g.ready(ctx); err != nil {
+		return gateway.ScrubReply{}, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r := g.orders[item]
+	if r == nil {
+		return gateway.ScrubReply{}, gateway.ErrUnknownOrder
+	}
+	r.rounds++
+	return gateway.ScrubReply{Rounds: r.rounds - 1}, nil
 }

@@ -157,7 +157,7 @@ func apiReplication(it holdfast.Item, ob observation) *api.Replication {
 	r := &api.Replication{
 		Mode: string(ob.status.Mode), Disks: []api.DiskSync{}, BacklogBytes: ob.status.Backlog,
 		ReceivedBytes: ob.gateway.Counts.Received, StoredBytes: ob.stored, SentBytes: ob.gateway.Counts.Stored,
-		LastReceivedAt: ob.gateway.AsOf,
+		LastReceivedAt: ob.gateway.AsOf, Comparison: apiComparison(ob.gateway.Scrub),
 	}
 	var left, rate float64
 	for _, d := range ob.gateway.Disks {

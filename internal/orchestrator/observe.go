@@ -117,6 +117,7 @@ func (c *Orchestrator) observeGateway(ctx context.Context, it holdfast.Item, ob 
 	}
 	ob.reached = true
 	seen.DisksChanged = c.watchShape(ctx, it, g, ob.gateway)
+	seen.ChangeLost = describeLosses(ob.gateway.Scrub.Losses())
 	switch ob.gateway.Code {
 	case gateway.CodeVaultFull:
 		seen.VaultFull = ob.gateway.Problem

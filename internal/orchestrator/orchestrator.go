@@ -76,6 +76,13 @@ type Gateway interface {
 	Mark(ctx context.Context, item, name string, consistency holdfast.Consistency) (gateway.PointReply, error)
 	Groups
 	Scripts
+	Comparer
+}
+
+// Comparer compares the disks of running machines with the vault.
+type Comparer interface {
+	// Scrub begins a round for an item; its Status tells how far it is.
+	Scrub(ctx context.Context, item string) (gateway.ScrubReply, error)
 }
 
 // Scripts run on a gateway's host.
@@ -211,7 +218,7 @@ func New(o Options) (*Orchestrator, error) {
 	}
 	c.engine = job.New(o.Jobs, job.Options{Logger: o.Logger, Now: o.Now, Hook: o.JobHook})
 	kinds := append(c.failoverKinds(), c.protectKind(), c.hydrateKind(), c.disableKind(), c.verifyKind(), c.commitKind(), c.undoKind(),
-		c.reprotectKind(), c.resyncKind(), c.testKind(), c.cleanUpKind(), c.pointKind(), c.disksKind(), c.pauseKind())
+		c.reprotectKind(), c.resyncKind(), c.testKind(), c.cleanUpKind(), c.pointKind(), c.disksKind(), c.pauseKind(), c.compareKind())
 	kinds = append(kinds, append(c.switchingKinds(), c.groupPointKind())...)
 	c.kinds = kinds
 	return c, c.engine.Register(kinds...)

@@ -329,7 +329,7 @@ func (c *Orchestrator) order(it holdfast.Item, site holdfast.Site, machine strin
 	o := gateway.Order{
 		Item: it.ID, Stream: it.Stream, Timeline: it.Timeline, Generation: it.Generation, Vault: c.opts.VaultRef,
 		Site: gateway.SiteRef{Provider: site.Provider, Settings: site.Settings}, MachineID: machine, Tuning: c.opts.Tuning,
-		PausedUntil: it.PausedUntil,
+		PausedUntil: it.PausedUntil, ScrubEvery: c.opts.Scrub.Sources,
 	}
 	if p := it.Policy.WithDefaults().PointInterval; p > 0 {
 		o.Tuning.PointInterval = p

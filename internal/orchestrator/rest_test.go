@@ -78,7 +78,7 @@ func newDoor(t *testing.T) *door {
 		d.tokens[role] = secret
 	}
 	server, err := httpd.New(httpd.Options{Addr: "127.0.0.1:0", Tokens: tokens, Version: api.ServerVersion{Version: "test"},
-		Service: httpd.Service{Sites: o, Machines: o, Items: o, Points: o, Policies: o, Jobs: o, Vault: o, Health: o, Tests: o, Failovers: o, Replications: o, Plans: o, Runs: o, Groups: o, Reports: o,
+		Service: httpd.Service{Sites: o, Machines: o, Items: o, Points: o, Policies: o, Jobs: o, Vault: o, Health: o, Tests: o, Failovers: o, Replications: o, Comparisons: o, Plans: o, Runs: o, Groups: o, Reports: o,
 			Events: httpd.NewEventLog(100, time.Now())}})
 	if err != nil {
 		t.Fatal(err)

@@ -78,6 +78,9 @@ func (c *Orchestrator) damageOf(id holdfast.StreamID) string {
 type Scrub struct {
 	Every time.Duration // 0: never
 	Rate  int64         // bytes per second; 0: no limit
+	// Sources is the time in which all disks of each machine are compared with the
+	// vault once, while it runs; 0: only when asked.
+	Sources time.Duration
 }
 
 // scrubLook is how often it is looked whether to verify.

@@ -51,8 +51,12 @@ type Site struct {
 	Probe     Probe   // nil: nobody looks whether machines answer
 	// Fits says why a machine, as another site describes it, cannot be recovered
 	// here. Nil: any can.
-	Fits  func(Machine) error
-	Close func() error
+	Fits func(Machine) error
+	// OpenLive opens a disk of a running machine as its host has it, for reading only
+	// and without a word to the machine: what the machine writes meanwhile may be seen,
+	// or not yet. Nil: that cannot be done here. The caller closes the image.
+	OpenLive func(ctx context.Context, d Disk) (block.Image, error)
+	Close    func() error
 }
 
 // Registry maps the name of a provider to what opens a site from its settings,

@@ -56,6 +56,7 @@ var (
 	_ httpd.Tests        = (*World)(nil)
 	_ httpd.Failovers    = (*World)(nil)
 	_ httpd.Replications = (*World)(nil)
+	_ httpd.Comparisons  = (*World)(nil)
 )
 
 // New returns an empty world at the given time.
@@ -67,7 +68,7 @@ func New(now time.Time) *World {
 // Service returns the world in the roles of an httpd.Service.
 func (w *World) Service() httpd.Service {
 	return httpd.Service{Sites: w, Machines: w, Items: w, Points: w, Policies: w, Jobs: w, Vault: w, Events: w.Log, Health: w,
-		Tests: w, Failovers: w, Replications: w, Plans: w, Runs: w, Groups: w, Reports: w}
+		Tests: w, Failovers: w, Replications: w, Comparisons: w, Plans: w, Runs: w, Groups: w, Reports: w}
 }
 
 // Change calls f with the world locked, then wakes all who watch jobs.

@@ -68,6 +68,11 @@ func (w *World) Resume(_ context.Context, item string, v api.Resume) (api.Job, e
 	return w.itemJob("Resume", "pause", item, v)
 }
 
+// CompareItem implements httpd.Comparisons.
+func (w *World) CompareItem(_ context.Context, item string, v api.CompareItem) (api.Job, error) {
+	return w.itemJob("CompareItem", "compare", item, v)
+}
+
 // PinPoint implements httpd.Points.
 func (w *World) PinPoint(_ context.Context, item string, v api.PinPoint) (api.Point, error) {
 	if _, err := w.itemJob("PinPoint", "point", item, v); err != nil {

@@ -24,6 +24,7 @@ import (
 	"github.com/digitalocean/go-libvirt/socket/dialers"
 
 	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/provider/qemutool"
 )
 
 // Settings are a site's settings.
@@ -82,7 +83,7 @@ func Open(_ context.Context, settings json.RawMessage) (*provider.Site, error) {
 		return nil, fmt.Errorf("connect to libvirt at %s: %w; check that libvirtd runs and that this user may use its socket", socket, err)
 	}
 	st := &site{l: l, storage: s.Storage}
-	return &provider.Site{Inventory: st, Source: st, Target: st, Fits: fits, Power: power{st}, Replica: st, Agent: st, Console: st, Probe: probe{st}, Close: l.Disconnect}, nil
+	return &provider.Site{Inventory: st, Source: st, Target: st, Fits: fits, OpenLive: qemutool.Live, Power: power{st}, Replica: st, Agent: st, Console: st, Probe: probe{st}, Close: l.Disconnect}, nil
 }
 
 // socketOf returns the socket that a URI means.

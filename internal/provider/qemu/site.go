@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/holdfast-dr/holdfast/internal/provider"
+	"github.com/holdfast-dr/holdfast/internal/provider/qemutool"
 )
 
 // Settings are a site's settings.
@@ -59,7 +60,7 @@ func Open(_ context.Context, settings json.RawMessage) (*provider.Site, error) {
 	}
 	sv := &site{dir: dir}
 	return &provider.Site{
-		Inventory: sv, Source: sv, Target: sv, Power: power{sv}, Replica: sv, Agent: sv, Console: sv, Probe: probe{sv},
+		Inventory: sv, Source: sv, Target: sv, OpenLive: qemutool.Live, Power: power{sv}, Replica: sv, Agent: sv, Console: sv, Probe: probe{sv},
 		Close: func() error { return nil },
 	}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,7 +16,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/holdfast-dr/holdfast/internal/block"
 	"github.com/holdfast-dr/holdfast/internal/nbd"
+	"github.com/holdfast-dr/holdfast/internal/provider"
 )
 
 const (
@@ -47,7 +50,32 @@ type Disk struct {
 // Open opens an image for reading and writing, through a server that ends with
 // the connection and with this process. Its socket is gone again when Open
 // returns, so that nobody else can connect.
-func Open(ctx context.Context, img Image) (out *Disk, err error) {
+func Open(ctx context.Context, img Image) (*Disk, error) {
+	return open(ctx, img, imageOptions{"locking": "on", "discard": "unmap"}, "--cache=writeback", "--discard=unmap", "--detect-zeroes=off")
+}
+
+// OpenLive opens an image for reading only, whether or not a machine has it open for
+// writing, and past the host's cache where the file system can do that. What the
+// machine has written may be seen or not yet.
+func OpenLive(ctx context.Context, img Image) (*Disk, error) {
+	options := imageOptions{"read-only": true, "force-share": true}
+	d, err := open(ctx, img, options, "--read-only", "--cache=none")
+	if err != nil && ctx.Err() == nil {
+		return open(ctx, img, options, "--read-only")
+	}
+	return d, err
+}
+
+// imageOptions are what a block node of QEMU is given beside its file.
+type imageOptions map[string]any
+
+func (o imageOptions) with(key string, value any) imageOptions {
+	o = maps.Clone(o)
+	o[key] = value
+	return o
+}
+
+func open(ctx context.Context, img Image, options imageOptions, args ...string) (out *Disk, err error) {
 	dir, err := os.MkdirTemp("", "hf-disk-") // for its owner alone
 	if err != nil {
 		return nil, err
@@ -62,15 +90,14 @@ func Open(ctx context.Context, img Image) (out *Disk, err error) {
 	if info.Mode()&os.ModeDevice != 0 {
 		driver = "host_device"
 	}
-	image, err := json.Marshal(map[string]any{
-		"driver": img.Format, "discard": "unmap",
-		"file": map[string]any{"driver": driver, "filename": img.Path, "discard": "unmap", "locking": "on"},
-	})
+	file := options.with("driver", driver).with("filename", img.Path)
+	delete(options, "locking") // the format has none
+	image, err := json.Marshal(options.with("driver", img.Format).with("file", file))
 	if err != nil {
 		return nil, err
 	}
 	// Without --persistent it ends when its one client has gone.
-	server, err := startServer("qemu-nbd", "--socket="+socket, "--shared=1", "--cache=writeback", "--discard=unmap", "--detect-zeroes=off", "json:"+string(image))
+	server, err := startServer("qemu-nbd", append(args, "--socket="+socket, "--shared=1", "json:"+string(image))...)
 	if err != nil {
 		return nil, err
 	}
@@ -188,4 +215,15 @@ func Resize(ctx context.Context, img Image, size int64) error {
 		return fmt.Errorf("resize %s: %w: %s", img.Name, err, strings.TrimSpace(string(out[:min(len(out), maxStderr)])))
 	}
 	return nil
+}
+
+// Live is provider.Site's OpenLive for machines of which the disks are files or block
+// devices of this host.
+func Live(ctx context.Context, d provider.Disk) (block.Image, error) {
+	img := Image{Name: "disk " + d.ID, Format: d.Format, Path: d.Path}
+	disk, err := OpenLive(ctx, img)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", img.Name, err)
+	}
+	return disk, nil
 }

@@ -1,4 +1,4 @@
-package gateway
+package clock
 
 import (
 	"sync"
@@ -14,8 +14,8 @@ func TestClockNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	fs := vfs.NewMem()
 	wall, up := time.Now(), time.Hour
-	open := func() *clock {
-		c, err := openClock(fs, "/gateway/streams", hostClock{func() time.Time { return wall }, func() time.Duration { return up }})
+	open := func() *Clock {
+		c, err := Open(fs, "/gateway/streams", Host{func() time.Time { return wall }, func() time.Duration { return up }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -39,11 +39,11 @@ func TestClockNeverGoesBack(t *testing.T) {
 	step("set back", -time.Hour)
 	step("still behind", time.Second)
 	step("ahead again", 2*time.Hour)
-	if ahead := last.Sub(wall.Add(-2*time.Hour + clockAhead)); ahead > 0 && last.After(wall) {
+	if ahead := last.Sub(wall.Add(-2*time.Hour + ahead)); ahead > 0 && last.After(wall) {
 		t.Errorf("%s ahead of what is kept", ahead)
 	}
 	for range 3 {
-		if err := c.keep(); err != nil {
+		if err := c.Keep(); err != nil {
 			t.Fatal(err)
 		}
 		step("kept", time.Second)
@@ -58,20 +58,20 @@ func TestClockStopsUnkept(t *testing.T) {
 	t.Parallel()
 	fs := vfs.NewMem()
 	wall := time.Now()
-	host := hostClock{func() time.Time { return wall }, uptime}
-	c, err := openClock(fs, "/g", host)
+	host := Host{func() time.Time { return wall }, uptime}
+	c, err := Open(fs, "/g", host)
 	if err != nil {
 		t.Fatal(err)
 	}
 	wall = wall.Add(time.Minute) // nobody has kept it
 	last := c.Now()
 	wall = wall.Add(-2 * time.Minute)
-	again, err := openClock(fs, "/g", host)
+	again, err := Open(fs, "/g", host)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// What had passed in truth is next to nothing, and so it is by the host's uptime.
-	if now := again.Now(); now.Before(last.Add(-clockAhead)) {
+	if now := again.Now(); now.Before(last.Add(-ahead)) {
 		t.Errorf("%s after %s", now, last)
 	}
 }
@@ -79,7 +79,7 @@ func TestClockStopsUnkept(t *testing.T) {
 // TestClockOfMany asks from many sides at once.
 func TestClockOfMany(t *testing.T) {
 	t.Parallel()
-	c, err := openClock(vfs.NewMem(), "/g", hostClock{time.Now, uptime})
+	c, err := Open(vfs.NewMem(), "/g", OfHost())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,6 +42,7 @@ const (
 	CodeTestLeftOpen       Code = "HF1006"
 	CodeGatewayUnreachable Code = "HF1101"
 	CodeGatewayCutOff      Code = "HF1102"
+	CodeBandwidthLimited   Code = "HF1103"
 	CodeVaultFull          Code = "HF1201"
 	CodeVaultUnreachable   Code = "HF1202"
 	CodeVaultDamaged       Code = "HF1203"
@@ -106,6 +107,9 @@ func Findings() []Finding {
 		f(CodeGatewayCutOff, "gateway_stalled_and_cut", SeverityWarning, "The gateway was cut off so that the machine did not have to wait for it",
 			"Its spool is full, because the way to the vault is slower than the machine writes, or the vault takes nothing",
 			"Look at the way to the vault, and at the gateway's processor, memory and spool; replication goes on by itself with what changed"),
+		f(CodeBandwidthLimited, "bandwidth_limited", SeverityInfo, "Replication waits for its bandwidth",
+			"The gateway was told to send no more than this to the vault, and the machine writes more",
+			"Nothing is to be done while the RPO is as you want it: the backlog is sent when the limit allows. Otherwise raise the gateway's --bandwidth, or give it more --spool-limit for long hours"),
 		f(CodeVaultFull, "vault_full", SeverityCritical, "The vault is full",
 			"The storage behind it has no space left",
 			"Make space or enlarge the storage; the machine works on, and replication goes on by itself"),
@@ -204,6 +208,7 @@ const testOpenFor = 24 * time.Hour
 type Observation struct {
 	GatewayUnreachable string
 	GatewayCutOff      string
+	BandwidthLimited   string
 	VaultFull          string
 	VaultUnreachable   string
 	VaultDamaged       string
@@ -261,6 +266,7 @@ func (it Item) Assess(o Observation, now time.Time) []Finding {
 		"the last one was on %s", tested.UTC().Format(time.DateOnly))
 	add(o.GatewayUnreachable != "", CodeGatewayUnreachable, "%s", o.GatewayUnreachable)
 	add(o.GatewayCutOff != "", CodeGatewayCutOff, "%s", o.GatewayCutOff)
+	add(o.BandwidthLimited != "", CodeBandwidthLimited, "%s", o.BandwidthLimited)
 	add(o.VaultFull != "", CodeVaultFull, "%s", o.VaultFull)
 	add(o.VaultUnreachable != "", CodeVaultUnreachable, "%s", o.VaultUnreachable)
 	add(o.VaultDamaged != "", CodeVaultDamaged, "%s", o.VaultDamaged)

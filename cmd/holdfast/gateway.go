@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-dr/holdfast/internal/bandwidth"
 	"github.com/holdfast-dr/holdfast/internal/gateway"
 	"github.com/holdfast-dr/holdfast/internal/provider"
 	"github.com/holdfast-dr/holdfast/internal/provider/libvirt"
@@ -51,6 +52,7 @@ func gatewayCommand() *cobra.Command {
 	var dir string
 	var bound time.Duration
 	var logLevel string
+	var limit []string
 	cmd := &cobra.Command{
 		Use:   "gateway",
 		Short: "Run the gateway beside the machines of a site",
@@ -62,17 +64,26 @@ A server starts a gateway on its own host; run this command where the machines
 are on another one.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return runGateway(cmd.Context(), dir, bound, newLogger(cmd.ErrOrStderr(), logLevel))
+			if _, err := bandwidth.Parse(limit); err != nil {
+				return startError("start gateway", "", err, bandwidthHint)
+			}
+			return runGateway(cmd.Context(), dir, bound, limit, newLogger(cmd.ErrOrStderr(), logLevel))
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", "/var/lib/holdfast/gateway", "state: orders, journals, spools and sockets")
 	cmd.Flags().DurationVar(&bound, "bound", 2*time.Second, "for how long a guest's write may wait before the ingest process is killed")
+	cmd.Flags().StringArrayVar(&limit, "bandwidth", nil, bandwidthHelp)
 	cmd.Flags().StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	cmd.AddCommand(ingestCommand())
 	return cmd
 }
 
-func runGateway(ctx context.Context, dir string, bound time.Duration, log *slog.Logger) error {
+const (
+	bandwidthHelp = "what goes to the vault at most, as [DAYS] [FROM-TO] RATE in local time, like \"mon-fri 08:00-18:00 5MiB/s\"; the first rule that holds counts (may be repeated)"
+	bandwidthHint = "Want --bandwidth '[DAYS] [FROM-TO] RATE', like 'mon-fri 08:00-18:00 5MiB/s', 'sat,sun none' or 20MiB/s"
+)
+
+func runGateway(ctx context.Context, dir string, bound time.Duration, limit []string, log *slog.Logger) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -84,7 +95,7 @@ func runGateway(ctx context.Context, dir string, bound time.Duration, log *slog.
 	sup, err := gateway.NewSupervisor(gateway.SupervisorOptions{
 		Dir: dir, Bound: bound, Sites: siteOpener{}, Logger: log, Getenv: os.Getenv,
 		Command: func(dir, control string) *exec.Cmd {
-			cmd := exec.Command(self, "gateway", "ingest", "--dir", dir, "--control", control)
+			cmd := exec.Command(self, append([]string{"gateway", "ingest", "--dir", dir, "--control", control}, bandwidthArgs(limit)...)...)
 			cmd.Stderr = os.Stderr
 			return cmd
 		},
@@ -98,6 +109,15 @@ func runGateway(ctx context.Context, dir string, bound time.Duration, log *slog.
 	}
 	log.Info("gateway is ready", "control", "unix:"+gatewaySocket(dir), "bound", bound)
 	return sup.Run(ctx, l)
+}
+
+// bandwidthArgs are the arguments that say the same to another process.
+func bandwidthArgs(limit []string) []string {
+	var args []string
+	for _, rule := range limit {
+		args = append(args, "--bandwidth", rule)
+	}
+	return args
 }
 
 // gatewaySocket returns the path of a gateway's control socket.
@@ -128,23 +148,29 @@ func listenUnix(path string) (net.Listener, error) {
 // ingestCommand is `holdfast gateway ingest`, the child of a gateway.
 func ingestCommand() *cobra.Command {
 	var dir, control string
+	var limit []string
 	cmd := &cobra.Command{
 		Use: "ingest", Hidden: true, Args: cobra.NoArgs,
 		Short: "Take writes over NBD (started by the gateway, not by hand)",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := newLogger(cmd.ErrOrStderr(), "info").With("process", "ingest")
+			schedule, err := bandwidth.Parse(limit)
+			if err != nil {
+				return err
+			}
 			l, err := listenUnix(control)
 			if err != nil {
 				return err
 			}
 			g := gateway.NewIngest(gateway.IngestOptions{
-				Dir: filepath.Join(dir, "streams"), SocketDir: filepath.Join(dir, "nbd"), Logger: log,
+				Dir: filepath.Join(dir, "streams"), SocketDir: filepath.Join(dir, "nbd"), Limit: bandwidth.NewLimiter(schedule), Logger: log,
 			})
 			return g.Run(cmd.Context(), l)
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", "", "the gateway's state directory")
 	cmd.Flags().StringVar(&control, "control", "", "the control socket")
+	cmd.Flags().StringArrayVar(&limit, "bandwidth", nil, bandwidthHelp)
 	return cmd
 }
 

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 
 	holdfast "github.com/holdfast-dr/holdfast"
 	"github.com/holdfast-dr/holdfast/internal/block"
-	"github.com/holdfast-dr/holdfast/internal/recovery"
 	"github.com/holdfast-dr/holdfast/internal/vault"
 )
 
@@ -32,7 +30,7 @@ type offline struct {
 // offlineCommands are the commands of `holdfast vault` that need no server.
 func offlineCommands() *cobra.Command {
 	group := &cobra.Command{Use: "vault"}
-	group.AddCommand(openCommand(), exportCommand(), recoveryKeyCommand(), rotateKeyCommand(), copyCommand(), healCommand())
+	group.AddCommand(openCommand(), exportCommand(), filesCommand(), serveCommand(), recoveryKeyCommand(), rotateKeyCommand(), copyCommand(), healCommand())
 	return group
 }
 
@@ -169,11 +167,17 @@ func (o *offline) list(ctx context.Context, v *vault.Vault, out io.Writer) error
 	return nil
 }
 
+// moments is a moment of a stream, as it was asked for.
+type moments struct {
+	offline
+	stream, point, at string
+	timeline          uint32
+}
+
 // export is what `holdfast vault export` was asked for.
 type export struct {
-	offline
-	stream, disk, point, at, output, format string
-	timeline                                uint32
+	moments
+	disk, output, format string
 }
 
 // formats are the formats of images, as qemu-img calls them.
@@ -199,9 +203,6 @@ whole. All formats but raw need qemu-img.`,
 	o.flags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&o.disk, "disk", "", "the disk; not needed if there is only one")
-	f.Uint32Var(&o.timeline, "timeline", 0, "the timeline; the newest if not given")
-	f.StringVar(&o.point, "point", "", "a point's id or name, or a position")
-	f.StringVar(&o.at, "time", "", "the newest consistent moment at or before this, like 2026-11-23T12:00:00Z")
 	f.StringVar(&o.output, "output", "", "the image file to make; it must not be there")
 	f.StringVar(&o.format, "format", "raw", "raw, qcow2, vmdk (stream-optimised) or vhd (fixed)")
 	_ = cmd.MarkFlagRequired("output") // the flag is there
@@ -216,21 +217,9 @@ func (o *export) run(ctx context.Context, out, progress io.Writer) error {
 	if _, err := os.Lstat(o.output); err == nil {
 		return &holdfast.Error{Kind: holdfast.KindConflict, Op: "export disk to", Thing: o.output, Cause: "there is such a file", Hint: "Give another name, or remove it"}
 	}
-	v, err := o.open(ctx)
+	view, at, err := o.view(ctx)
 	if err != nil {
 		return err
-	}
-	s, err := o.offline.stream(ctx, v, o.stream)
-	if err != nil {
-		return err
-	}
-	tl, pos, at, err := o.moment(s)
-	if err != nil {
-		return err
-	}
-	view, err := s.View(ctx, tl, pos)
-	if err != nil {
-		return startError("open recovery point", pos.String(), err, "Choose an earlier moment, and run holdfast vault verify")
 	}
 	disk, err := o.chosen(view)
 	if err != nil {
@@ -252,12 +241,42 @@ func (o *export) run(ctx context.Context, out, progress io.Writer) error {
 	if err = errors.Join(err, os.Remove(part)); err != nil {
 		return fmt.Errorf("export disk %s: %w", disk, err)
 	}
-	fmt.Fprintf(out, "%s is disk %s of %s as it was at %s\n", o.output, disk, s.Name(), at.UTC().Format(time.RFC3339))
+	fmt.Fprintf(out, "%s is disk %s of %s as it was at %s\n", o.output, disk, o.stream, at.UTC().Format(time.RFC3339))
 	return nil
 }
 
+func (o *moments) flags(cmd *cobra.Command) {
+	o.offline.flags(cmd)
+	f := cmd.Flags()
+	f.Uint32Var(&o.timeline, "timeline", 0, "the timeline; the newest if not given")
+	f.StringVar(&o.point, "point", "", "a point's id or name, or a position")
+	f.StringVar(&o.at, "time", "", "the newest consistent moment at or before this, like 2026-11-23T12:00:00Z")
+}
+
+// view opens the moment that is meant.
+func (o *moments) view(ctx context.Context) (*vault.View, time.Time, error) {
+	v, err := o.open(ctx)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	s, err := o.offline.stream(ctx, v, o.stream)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	o.stream = s.Name()
+	tl, pos, at, err := o.moment(s)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	view, err := s.View(ctx, tl, pos)
+	if err != nil {
+		return nil, time.Time{}, startError("open recovery point", pos.String(), err, "Choose an earlier moment, and run holdfast vault verify")
+	}
+	return view, at, nil
+}
+
 // moment finds the position that is meant.
-func (o *export) moment(s *vault.Stream) (holdfast.TimelineID, holdfast.Position, time.Time, error) {
+func (o *moments) moment(s *vault.Stream) (holdfast.TimelineID, holdfast.Position, time.Time, error) {
 	all := s.Timelines()
 	tl := holdfast.TimelineID(o.timeline)
 	if tl == 0 {
@@ -323,37 +342,24 @@ func writeRaw(ctx context.Context, name string, image block.Image, progress io.W
 }
 
 // convert serves the image to qemu-img, which writes it in another format.
-func convert(ctx context.Context, name string, image block.Image, options []string, progress io.Writer) (err error) {
+func convert(ctx context.Context, name string, image block.Image, options []string, progress io.Writer) error {
 	tool, err := exec.LookPath("qemu-img")
 	if err != nil {
 		return fmt.Errorf("%w: install it (Debian: qemu-utils), or take --format raw", err)
 	}
-	dir, err := os.MkdirTemp("", "hf-")
+	err = serve(ctx, map[string]block.Image{"disk": image}, "", func(ctx context.Context, socket string) error {
+		args := append([]string{"convert", "-p", "-f", "raw"}, options...)
+		cmd := exec.CommandContext(ctx, tool, append(args, "nbd+unix:///disk?socket="+socket, name)...)
+		cmd.Stdout = progress
+		var said boundedText
+		cmd.Stderr = &said
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("qemu-img: %w: %s", err, said)
+		}
+		return nil
+	})
 	if err != nil {
 		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	views := recovery.NewExports(recovery.Options{Socket: filepath.Join(dir, "nbd"), Logger: slog.New(slog.DiscardHandler)})
-	if err := views.Add("disk", image); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan error, 1)
-	go func() { done <- views.Run(ctx) }()
-	defer func() { cancel(); err = errors.Join(err, <-done) }()
-	for range 500 {
-		if _, err := os.Stat(views.Socket()); err == nil {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	args := append([]string{"convert", "-p", "-f", "raw"}, options...)
-	cmd := exec.CommandContext(ctx, tool, append(args, "nbd+unix:///disk?socket="+views.Socket(), name)...)
-	cmd.Stdout = progress
-	var said boundedText
-	cmd.Stderr = &said
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("qemu-img: %w: %s", err, said)
 	}
 	return syncFile(name)
 }

@@ -91,7 +91,7 @@ func TestExportWithoutServer(t *testing.T) {
 	}
 	want := map[string][]byte{"": after, "good": before}
 	for point, content := range want {
-		name, err := run(export{disk: "vda", format: "raw", point: point})
+		name, err := run(export{disk: "vda", format: "raw", moments: moments{point: point}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -103,7 +103,7 @@ func TestExportWithoutServer(t *testing.T) {
 			continue
 		}
 		for _, format := range []string{"qcow2", "vmdk", "vhd"} {
-			image, err := run(export{disk: "vda", format: format, point: point})
+			image, err := run(export{disk: "vda", format: format, moments: moments{point: point}})
 			if err != nil {
 				t.Errorf("%s: %v", format, err)
 				continue
@@ -114,7 +114,7 @@ func TestExportWithoutServer(t *testing.T) {
 		}
 	}
 	earlier := first.Add(30 * time.Minute).Format(time.RFC3339)
-	if name, err := run(export{disk: "vda", format: "raw", at: earlier}); err != nil {
+	if name, err := run(export{disk: "vda", format: "raw", moments: moments{at: earlier}}); err != nil {
 		t.Error(err)
 	} else if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, before) {
 		t.Errorf("by time the image differs, %v", err)
@@ -123,9 +123,9 @@ func TestExportWithoutServer(t *testing.T) {
 		"several":           {format: "raw"},
 		"no format":         {disk: "vda", format: "tape"},
 		"there is such":     {disk: "vda", format: "raw", output: filepath.Join(dir, "raw")},
-		"no recovery point": {disk: "vda", format: "raw", point: "bad"},
-		"it is no time":     {disk: "vda", format: "raw", at: "noon"},
-		"exclude each":      {disk: "vda", format: "raw", at: earlier, point: "good"},
+		"no recovery point": {disk: "vda", format: "raw", moments: moments{point: "bad"}},
+		"it is no time":     {disk: "vda", format: "raw", moments: moments{at: "noon"}},
+		"exclude each":      {disk: "vda", format: "raw", moments: moments{at: earlier, point: "good"}},
 	} {
 		if what == "several" {
 			what, e.output = "the machine had", filepath.Join(dir, "several")

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/internal/auth"
+	"github.com/holdfast-dr/holdfast/internal/bandwidth"
 	"github.com/holdfast-dr/holdfast/internal/gateway"
 	"github.com/holdfast-dr/holdfast/internal/httpd"
 	"github.com/holdfast-dr/holdfast/internal/objstore"
@@ -42,6 +43,7 @@ type serverOptions struct {
 	noGateway                        bool
 	bound                            time.Duration
 	tuning                           gateway.Tuning
+	bandwidth                        []string
 }
 
 // serverCommand is `holdfast server`.
@@ -61,6 +63,9 @@ makes new ones.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, dir := objstore.Location(o.vault.at).Directory(); !dir && o.vault.at != "" && !cmd.Flags().Changed("verify-every") {
 				o.scrub.Every = 0 // reading all of it may cost money
+			}
+			if _, err := bandwidth.Parse(o.bandwidth); err != nil {
+				return startError("start server", "", err, bandwidthHint)
 			}
 			o.scrub.Rate <<= 20
 			return runServer(cmd.Context(), o, cmd.OutOrStdout(), newLogger(cmd.ErrOrStderr(), o.logLevel))
@@ -82,6 +87,7 @@ makes new ones.`,
 	f.StringSliceVar(&o.hosts, "host", nil, "names and addresses by which clients reach the server, for its certificate")
 	f.BoolVar(&o.noGateway, "no-gateway", false, "do not start a gateway on this host")
 	f.DurationVar(&o.bound, "bound", 2*time.Second, "for how long a guest's write may wait for the gateway on this host")
+	f.StringArrayVar(&o.bandwidth, "bandwidth", nil, "of the gateway on this host: "+bandwidthHelp)
 	f.DurationVar(&o.tuning.SealInterval, "seal-interval", 500*time.Millisecond, "how often what was written goes to the vault")
 	f.Int64Var(&o.tuning.SpoolLimit, "spool-limit", 1<<30, "bytes that a gateway keeps when the vault is slower than the guests")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -346,7 +352,8 @@ func startGateway(self string, o serverOptions, log *slog.Logger) error {
 		return err
 	}
 	defer logFile.Close()
-	cmd := exec.Command(self, "gateway", "--dir", o.gatewayDir(), "--bound", o.bound.String(), "--log-level", o.logLevel)
+	args := []string{"gateway", "--dir", o.gatewayDir(), "--bound", o.bound.String(), "--log-level", o.logLevel}
+	cmd := exec.Command(self, append(args, bandwidthArgs(o.bandwidth)...)...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

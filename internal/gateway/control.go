@@ -162,6 +162,8 @@ func (s *stream) status() StreamStatus {
 	switch {
 	case s.full:
 		st.Code, st.Problem = CodeBacklog, errBacklog.Error()
+	case waits > commitPatience && s.opts.Limit.Waiting():
+		st.Code, st.Problem = CodeBandwidth, fmt.Sprintf("what goes to the vault is held to %d KiB/s; %d MiB wait, the oldest for %s", s.opts.Limit.Rate()>>10, st.Backlog>>20, waits.Round(time.Second))
 	case waits > commitPatience:
 		st.Code, st.Problem = CodeVaultUnreachable, fmt.Sprintf("the vault has not taken a segment for %s", waits.Round(time.Second))
 	case s.dropped != nil && !s.consistent:

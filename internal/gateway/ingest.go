@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/bandwidth"
 	"github.com/holdfast-dr/holdfast/internal/gateway/clock"
 	"github.com/holdfast-dr/holdfast/internal/gateway/journal"
 	"github.com/holdfast-dr/holdfast/internal/nbd"
@@ -28,6 +29,8 @@ type IngestOptions struct {
 	Dir       string // journals and spools
 	SocketDir string // NBD sockets; its path must be short: unix sockets allow 107 bytes
 	Logger    *slog.Logger
+	// Limit holds all streams together to a rate; nil: none.
+	Limit *bandwidth.Limiter
 }
 
 // Ingest is the child process of a gateway: NBD in, segments out. It takes its
@@ -175,7 +178,7 @@ func (g *Ingest) open(ctx context.Context, r OpenRequest) (*served, error) {
 		disks[i] = vault.Disk{ID: d.ID, Size: d.Size}
 	}
 	s, err := openAccount(ctx, r, StreamOptions{
-		Stream: st, Disks: disks, FS: g.fs, Tuning: r.Tuning, Now: g.clock.Now, Logger: g.log.With("stream", r.Stream.String()),
+		Stream: st, Disks: disks, FS: g.fs, Tuning: r.Tuning, Limit: g.opts.Limit, Now: g.clock.Now, Logger: g.log.With("stream", r.Stream.String()),
 		Dir: filepath.Join(g.opts.Dir, r.Stream.String()+"-"+r.Timeline.String()),
 	})
 	if err != nil {

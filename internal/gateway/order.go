@@ -142,6 +142,7 @@ const (
 	CodeSourceOff        = "source_off"
 	CodeDiskResized      = "disk_resized"
 	CodePaused           = "paused"
+	CodeBandwidth        = "bandwidth"
 )
 
 // Opener opens the site that an order names. The command builds it from the

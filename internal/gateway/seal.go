@@ -324,6 +324,9 @@ func (s *stream) commit(ctx context.Context, q *queued) error {
 		}
 		sealed.Encoded = encoded
 	}
+	if err := s.opts.Limit.Wait(ctx, q.bytes); err != nil {
+		return err
+	}
 	if err := s.opts.Writer.Commit(ctx, &sealed); err != nil {
 		return err
 	}
@@ -429,6 +432,9 @@ func (s *stream) throttle(ctx context.Context, n int64, synced bool) {
 	if !synced && used > limit/8 {
 		sleep(ctx, maxThrottle)
 		return
+	}
+	if s.opts.Limit.Rate() > 0 {
+		return // the backlog is as somebody wants it; a guest does not wait for that
 	}
 	if over := used - limit/4; synced && over > 0 {
 		sleep(ctx, time.Duration(float64(maxThrottle)*min(1, float64(over)/float64(limit/2))))

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	holdfast "github.com/holdfast-dr/holdfast"
+	"github.com/holdfast-dr/holdfast/internal/bandwidth"
 	"github.com/holdfast-dr/holdfast/internal/block"
 	"github.com/holdfast-dr/holdfast/internal/gateway/journal"
 	"github.com/holdfast-dr/holdfast/internal/nbd"
@@ -64,6 +65,7 @@ type StreamOptions struct {
 	FS     vfs.FS
 	Dir    string // journal and spool of this stream
 	Tuning Tuning
+	Limit  *bandwidth.Limiter // of what goes to the vault; nil: none
 	Logger *slog.Logger
 	// Now returns the time; tests set it. Default time.Now.
 	Now func() time.Time

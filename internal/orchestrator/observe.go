@@ -125,6 +125,8 @@ func (c *Orchestrator) observeGateway(ctx context.Context, it holdfast.Item, ob 
 		seen.VaultUnreachable = ob.gateway.Problem
 	case gateway.CodeBacklog:
 		seen.GatewayCutOff = ob.gateway.Problem
+	case gateway.CodeBandwidth:
+		seen.BandwidthLimited = ob.gateway.Problem
 	case gateway.CodeSourceOff:
 		seen.SourceOff = true
 	case gateway.CodeDiskResized:

@@ -193,7 +193,8 @@ func exportCommand() *cobra.Command {
 		Short: "Write a disk of a recovery point to an image file, without a server",
 		Long: `Write a disk of a recovery point to an image file, with the vault's key and without a server. It takes the
 newest consistent moment, unless a point or a time is given. The file appears under its name once it is
-whole. All formats but raw need qemu-img.`,
+whole. A raw one that was interrupted is gone on with: what FILE.part has already is not read from the
+vault again. All formats but raw need qemu-img.`,
 		Example: "  holdfast vault export web1 --vault /srv/vault --vault-key vault.key --disk vda --output web1.qcow2 --format qcow2",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.stream = args[0]
@@ -231,12 +232,14 @@ func (o *export) run(ctx context.Context, out, progress io.Writer) error {
 	}
 	part := o.output + ".part"
 	if options == nil {
-		err = writeRaw(ctx, part, image, progress)
+		err = writeRaw(ctx, part, view, disk, progress)
 	} else {
 		err = convert(ctx, part, image, options, progress)
 	}
 	if err == nil {
 		err = os.Link(part, o.output) // never over another file
+	} else if options == nil {
+		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "export disk", Thing: disk, Err: err, Hint: "Run the same command again: it goes on with " + part}
 	}
 	if err = errors.Join(err, os.Remove(part)); err != nil {
 		return fmt.Errorf("export disk %s: %w", disk, err)
@@ -325,15 +328,37 @@ func (o *export) chosen(view *vault.View) (string, error) {
 	return o.disk, nil
 }
 
-// writeRaw writes a sparse raw image.
-func writeRaw(ctx context.Context, name string, image block.Image, progress io.Writer) error {
-	sink, err := block.CreateFileDisk(name, image.Size())
+// writeRaw writes a sparse raw image. Of one that is there already, only what differs
+// is read from the vault.
+func writeRaw(ctx context.Context, name string, view *vault.View, disk string, progress io.Writer) error {
+	image, err := view.Disk(disk)
 	if err != nil {
 		return err
 	}
-	_, err = block.Copy(ctx, sink, image, block.CopyOptions{SkipZero: true, Progress: func(p block.Progress) {
+	options := block.CopyOptions{SkipZero: true, Progress: func(p block.Progress) {
 		fmt.Fprintf(progress, "\r%3d %% of %d MiB, %.0f MiB/s, %s left   ", 100*p.Done/max(1, p.Total), p.Total>>20, p.Rate/(1<<20), p.ETA.Round(time.Second))
-	}})
+	}}
+	sink, err := block.OpenFileDisk(name, true)
+	if err == nil && sink.Size() == image.Size() {
+		options.SkipZero = false
+		options.Extents, err = view.Differs(ctx, disk, sink, func(done, total int64) {
+			fmt.Fprintf(progress, "\r%3d %% of what is there already is looked at", 100*done/max(1, total))
+		})
+		if err != nil {
+			return errors.Join(err, sink.Close())
+		}
+	} else {
+		if err == nil {
+			err = sink.Close()
+		}
+		if err == nil || errors.Is(err, os.ErrNotExist) {
+			sink, err = block.CreateFileDisk(name, image.Size())
+		}
+	}
+	if err != nil {
+		return err
+	}
+	_, err = block.Copy(ctx, sink, image, options)
 	fmt.Fprintln(progress)
 	if err == nil {
 		err = sink.Flush(ctx)

@@ -140,6 +140,41 @@ func TestExportWithoutServer(t *testing.T) {
 	}
 }
 
+// TestExportGoesOn begins an export again and again, each of which is interrupted, and
+// finishes it; what was there already is not written anew, what was damaged is.
+func TestExportGoesOn(t *testing.T) {
+	t.Parallel()
+	o, _, _, after := lostServer(t)
+	name := filepath.Join(t.TempDir(), "web1.raw")
+	e := export{moments: moments{offline: o, stream: "web1"}, disk: "vda", format: "raw", output: name}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var said bytes.Buffer
+	if err := e.run(ctx, &said, &said); err == nil {
+		t.Fatal("an export that was cancelled has succeeded")
+	}
+	part := bytes.Clone(after)
+	for i := range 4096 { // as after a crash: a block that was never written out
+		part[3<<20+i] = 0
+	}
+	part[2<<20] = 9 // and one that should be zero
+	if err := os.WriteFile(name+".part", part, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.run(t.Context(), &said, &said); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, after) {
+		t.Errorf("the image differs, %v", err)
+	}
+	if !strings.Contains(said.String(), "already is looked at") {
+		t.Errorf("it does not go on: %s", &said)
+	}
+	if _, err := os.Stat(name + ".part"); err == nil {
+		t.Error("the part is left behind")
+	}
+}
+
 func TestOpenWithoutServerRefuses(t *testing.T) {
 	t.Parallel()
 	good, _, _, _ := lostServer(t)

@@ -81,7 +81,7 @@ func (o *files) run(ctx context.Context, out, progress io.Writer) error {
 	}
 	fmt.Fprintf(progress, "%s as it was at %s; the file systems are being opened…\n", o.stream, at.UTC().Format(time.RFC3339))
 	return serveView(ctx, view, "", func(ctx context.Context, socket string) error {
-		g := guestfish{tool: tool, socket: socket, disks: view.Disks(), progress: progress}
+		g := guestfish{tool: tool, socket: socket, disks: view.Disks(), progress: progress, slow: new(bool)}
 		switch {
 		case o.path == "":
 			return g.listSystems(ctx, out)
@@ -135,6 +135,7 @@ type guestfish struct {
 	tool, socket string
 	disks        []vault.Disk
 	progress     io.Writer
+	slow         *bool // KVM does not work here
 }
 
 // device returns guestfish's name of a file system: of the disks in their order
@@ -188,14 +189,30 @@ func (g guestfish) exec(ctx context.Context, out io.Writer, options, command []s
 	for _, d := range g.disks {
 		args = append(args, "-a", "nbd:///"+d.ID+"?socket="+g.socket)
 	}
-	cmd := exec.CommandContext(ctx, g.tool, append(append(args, options...), command...)...)
-	var said boundedText
-	cmd.Stdout, cmd.Stderr = out, &said
-	if err := cmd.Run(); err != nil {
-		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "read files with", Thing: "guestfish", Err: err, Cause: strings.TrimSpace(string(said)),
+	args = append(append(args, options...), command...)
+	said, err := g.start(ctx, out, args)
+	if err != nil && !*g.slow && strings.Contains(said, "guestfs_launch failed") && ctx.Err() == nil {
+		fmt.Fprintln(g.progress, "its virtual machine does not start with KVM; it is tried without, which is slower…")
+		*g.slow = true
+		said, err = g.start(ctx, out, args)
+	}
+	if err != nil {
+		return &holdfast.Error{Kind: holdfast.KindUnavailable, Op: "read files with", Thing: "guestfish", Err: err, Cause: strings.TrimSpace(said),
 			Hint: "holdfast vault files without a path lists the file systems; name one with --file-system. If there is none, guestfish may lack a kernel (Debian: linux-image-cloud-amd64)"}
 	}
 	return nil
+}
+
+// start runs guestfish once, and returns what it says of errors.
+func (g guestfish) start(ctx context.Context, out io.Writer, args []string) (string, error) {
+	cmd := exec.CommandContext(ctx, g.tool, args...)
+	if *g.slow {
+		cmd.Env = append(os.Environ(), "LIBGUESTFS_BACKEND_SETTINGS=force_tcg")
+	}
+	var said boundedText
+	cmd.Stdout, cmd.Stderr = out, &said
+	err := cmd.Run()
+	return string(said), err
 }
 
 // listSystems lists file systems with their kind, size and label.

@@ -38,7 +38,7 @@ func filesCommand() *cobra.Command {
 machine. Without a path it lists the file systems. It takes the newest consistent moment, unless a point
 or a time is given.
 
-guestfish (Debian: package guestfish, and any kernel, such as linux-image-cloud-amd64) reads the file
+guestfish (Debian: guestfish, libguestfs-xfs, and any kernel, as linux-image-cloud-amd64) reads the file
 systems, in a small virtual machine with the kernel's own drivers: ext4, XFS, NTFS, Btrfs, LVM. There the
 journal is replayed, as it would be at the machine's next start, over a layer that is thrown away:
 without that, files written last would be missing. The vault is only read.`,

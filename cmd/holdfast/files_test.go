@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -198,5 +199,59 @@ func verifyVault(t *testing.T, o offline) {
 	rep, err := v.Verify(t.Context(), vault.VerifyOptions{})
 	if err != nil || len(rep.Damaged) > 0 {
 		t.Errorf("verify: %+v, %v", rep, err)
+	}
+}
+
+// TestFilesOfOtherKinds reads NTFS in a partition, and XFS in a logical volume.
+func TestFilesOfOtherKinds(t *testing.T) {
+	t.Parallel()
+	needsGuestfish(t)
+	image := filepath.Join(t.TempDir(), "disk")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 420<<20)); err != nil {
+		t.Fatal(err)
+	}
+	const script = `run
+part-init /dev/sda gpt
+part-add /dev/sda p 2048 104447
+part-add /dev/sda p 104448 856000
+mkfs ntfs /dev/sda1
+pvcreate /dev/sda2
+vgcreate vg /dev/sda2
+lvcreate-free root vg 100
+mkfs xfs /dev/vg/root
+mount /dev/vg/root /
+mkdir /var
+write /var/hello "on XFS"
+umount /
+mount /dev/sda1 /
+write /hello "on NTFS"
+`
+	cmd := exec.Command("guestfish", "--format=raw", "-a", image)
+	cmd.Stdin, cmd.Env = strings.NewReader(script), append(os.Environ(), "LIBGUESTFS_BACKEND_SETTINGS=force_tcg")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("guestfish: %v: %s", err, out)
+	}
+	o := imageVault(t, image)
+	into := t.TempDir()
+	for _, c := range []struct{ path, system, name, want string }{
+		{"/var", "/dev/vg/root", "var/hello", "on XFS"},
+		{"/hello", "vda1", "hello", "on NTFS"},
+	} {
+		var out bytes.Buffer
+		f := files{path: c.path, system: c.system, output: into}
+		f.offline, f.stream = o, "web1"
+		if err := f.run(t.Context(), &out, &out); err != nil {
+			t.Errorf("%s: %v\n%s", c.want, err, &out)
+			continue
+		}
+		if got, err := os.ReadFile(filepath.Join(into, c.name)); err != nil || string(got) != c.want {
+			t.Errorf("%q, %v, want %q", got, err, c.want)
+		}
+	}
+	var out, progress bytes.Buffer
+	f := files{}
+	f.offline, f.stream = o, "web1"
+	if err := f.run(t.Context(), &out, &progress); err != nil || !strings.Contains(out.String(), "/dev/vg/root xfs") || !strings.Contains(out.String(), "vda1         ntfs") {
+		t.Errorf("%v\n%s", err, &out)
 	}
 }
